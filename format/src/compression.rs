@@ -1,0 +1,191 @@
+//! One chunk in, one chunk out.
+
+use std::fmt;
+
+use crate::chunk::ChunkRef;
+use crate::{Digest, FormatError};
+
+/// How the stored bytes of a chunk become plain bytes. The number is part of the on-disk format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Codec {
+    /// Stored bytes are the plain bytes.
+    Stored = 0,
+    /// One zstd frame.
+    Zstd = 1,
+}
+
+impl Codec {
+    /// The codec with this on-disk number.
+    ///
+    /// # Errors
+    /// [`FormatError::Unsupported`] for a number that this version does not know.
+    pub fn from_number(number: u8) -> Result<Self, FormatError> {
+        match number {
+            0 => Ok(Self::Stored),
+            1 => Ok(Self::Zstd),
+            _ => Err(FormatError::Unsupported {
+                format: "chunk table",
+                reason: format!("codec {number}"),
+            }),
+        }
+    }
+}
+
+/// Makes one independent zstd frame of each chunk. One per thread.
+pub struct ChunkEncoder {
+    zstd: zstd::bulk::Compressor<'static>,
+}
+
+impl fmt::Debug for ChunkEncoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChunkEncoder")
+    }
+}
+
+impl ChunkEncoder {
+    /// An encoder at a zstd level.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`] when zstd refuses the level.
+    pub fn new(level: i32) -> Result<Self, FormatError> {
+        let mut zstd = zstd::bulk::Compressor::new(level)
+            .map_err(|e| FormatError::malformed("zstd", format!("level {level}"), e))?;
+        // The digest of the plain bytes is in the chunk table, so the frame's own checksum would be four idle bytes.
+        zstd.include_checksum(false)
+            .map_err(|e| FormatError::malformed("zstd", "checksum flag", e))?;
+        Ok(Self { zstd })
+    }
+
+    /// The frame of `plain`. The same bytes and level give the same frame.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`] when zstd fails, which it does only without memory.
+    pub fn encode(&mut self, plain: &[u8]) -> Result<Vec<u8>, FormatError> {
+        self.zstd
+            .compress(plain)
+            .map_err(|e| FormatError::malformed("zstd", "chunk", e))
+    }
+}
+
+/// Decodes and verifies chunks. One per thread.
+pub struct ChunkDecoder {
+    zstd: zstd::bulk::Decompressor<'static>,
+}
+
+impl fmt::Debug for ChunkDecoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChunkDecoder")
+    }
+}
+
+impl ChunkDecoder {
+    /// A decoder that has seen no chunk.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`] when zstd has no memory.
+    pub fn new() -> Result<Self, FormatError> {
+        let zstd =
+            zstd::bulk::Decompressor::new().map_err(|e| FormatError::malformed("zstd", "decoder", e))?;
+        Ok(Self { zstd })
+    }
+
+    /// The plain bytes of `chunk` from its stored bytes, verified. Never allocates more than the chunk's `plain_len`,
+    /// whatever the stored bytes claim.
+    ///
+    /// # Errors
+    /// [`FormatError::Malformed`] when the bytes do not decode to exactly `plain_len` bytes, [`FormatError::Corrupt`] when
+    /// their digest is another one.
+    pub fn decode(&mut self, chunk: &ChunkRef, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+        let place = || format!("chunk at plain offset {}", chunk.plain_off);
+        let plain = match chunk.codec {
+            Codec::Stored => stored.to_vec(),
+            Codec::Zstd => match self.zstd.decompress(stored, chunk.plain_len as usize) {
+                Ok(plain) => plain,
+                Err(error) => {
+                    // A context that failed in mid-frame is not used again.
+                    *self = Self::new()?;
+                    return Err(FormatError::malformed("zstd", place(), error));
+                }
+            },
+        };
+        verify_chunk(chunk, &plain)?;
+        Ok(plain)
+    }
+}
+
+/// Checks that `plain` are the bytes of `chunk`.
+///
+/// # Errors
+/// [`FormatError::Malformed`] for another length, [`FormatError::Corrupt`] for another digest.
+pub fn verify_chunk(chunk: &ChunkRef, plain: &[u8]) -> Result<(), FormatError> {
+    if plain.len() as u64 != u64::from(chunk.plain_len) {
+        let reason = format!("decodes to {} bytes, expected {}", plain.len(), chunk.plain_len);
+        return Err(FormatError::malformed(
+            "chunk",
+            format!("plain offset {}", chunk.plain_off),
+            reason,
+        ));
+    }
+    let found = Digest::of(plain);
+    if found != chunk.digest.0 {
+        let what = format!("chunk at plain offset {}", chunk.plain_off);
+        return Err(FormatError::Corrupt {
+            what,
+            expected: chunk.digest.0,
+            found,
+        });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ChunkDigest;
+
+    fn encoded(plain: &[u8]) -> (ChunkRef, Vec<u8>) {
+        let stored = ChunkEncoder::new(3).unwrap().encode(plain).unwrap();
+        let chunk = ChunkRef {
+            plain_off: 0,
+            plain_len: plain.len() as u32,
+            stored_off: 0,
+            stored_len: stored.len() as u32,
+            codec: Codec::Zstd,
+            digest: ChunkDigest(Digest::of(plain)),
+        };
+        (chunk, stored)
+    }
+
+    #[test]
+    fn chunks_round_trip() {
+        let plain: Vec<u8> = (0..100_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
+        let (chunk, stored) = encoded(&plain);
+        assert_eq!(
+            ChunkDecoder::new().unwrap().decode(&chunk, &stored).unwrap(),
+            plain
+        );
+    }
+
+    #[test]
+    fn every_flipped_byte_is_an_error_or_harmless_never_wrong_data() {
+        let plain: Vec<u8> = (0..3000u32).flat_map(|i| (i * i).to_le_bytes()).collect();
+        let (chunk, stored) = encoded(&plain);
+        let mut decoder = ChunkDecoder::new().unwrap();
+        for at in 0..stored.len() {
+            let mut flipped = stored.clone();
+            flipped[at] ^= 0x41;
+            if let Ok(decoded) = decoder.decode(&chunk, &flipped) {
+                assert_eq!(decoded, plain, "byte {at}");
+            }
+        }
+        assert_eq!(decoder.decode(&chunk, &stored).unwrap(), plain);
+    }
+
+    #[test]
+    fn a_frame_that_expands_beyond_the_table_is_refused() {
+        let (mut chunk, stored) = encoded(&vec![0; 1 << 20]);
+        chunk.plain_len = 1000;
+        assert!(ChunkDecoder::new().unwrap().decode(&chunk, &stored).is_err());
+    }
+}

@@ -1,0 +1,32 @@
+//! What the bytes of Sluice mean, with no I/O.
+//!
+//! An OCI layer is a tar stream. Its uncompressed bytes, the *plain layer*, are never changed; everything here describes
+//! them. [`scan`] reads a tar and yields its [`tree`] and the chunk cuts; [`chunk`] says where the stored bytes of each
+//! chunk lie; [`layer_index`] packs both into the bytes that travel with a layer; [`erofs`] writes and reads trees as
+//! EROFS metadata that the kernel can mount; [`merge`] stacks the trees of several layers into one image tree.
+//!
+//! Every byte parsed here may come from an attacker: parsers are bounded by [`Limits`], errors name the
+//! value and the bound, and nothing panics on any input.
+
+pub mod artifact;
+pub mod chunk;
+pub mod compression;
+pub mod cut;
+pub mod digest;
+pub mod erofs;
+mod error;
+pub mod inode;
+pub mod layer_index;
+pub mod limits;
+pub mod merge;
+pub mod name;
+pub mod scan;
+pub mod tree;
+
+pub use chunk::{ChunkRef, ChunkTable};
+pub use digest::{BlobDigest, ChainId, ChunkDigest, DiffId, Digest, Hasher};
+pub use error::FormatError;
+pub use layer_index::{IndexLocation, LayerIndex};
+pub use limits::Limits;
+pub use name::EntryName;
+pub use tree::{LayerTree, Node, NodeId, NodeKind, Tree};

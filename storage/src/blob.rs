@@ -1,0 +1,41 @@
+//! The contract for reading stored bytes.
+
+use std::fmt::Debug;
+use std::ops::Range;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::stream::BoxStream;
+use sluice_format::BlobDigest;
+
+use crate::Error;
+
+/// Bytes of a blob in order, in pieces of any length.
+pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
+
+/// An immutable run of stored bytes, named by digest, read by ranges.
+///
+/// The bytes of a range are *not* verified here: a range has no digest of its own. Whoever decodes them verifies.
+pub trait Blob: Debug + Send + Sync {
+    /// Digest that names the blob.
+    fn digest(&self) -> BlobDigest;
+
+    /// Length in bytes.
+    fn stored_len(&self) -> u64;
+
+    /// Exactly the bytes of `stored`, which must lie within the blob.
+    ///
+    /// Temporary failures have been retried by the implementation before they surface.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a range outside the blob; otherwise what hinders
+    /// the transfer. A short answer is an error, never a short result.
+    fn read_range(&self, stored: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>>;
+
+    /// All bytes from `stored_off` to the end. A transfer that breaks is resumed where it broke; what cannot be
+    /// resumed ends the stream with an error. The stream never ends early without one.
+    ///
+    /// # Errors
+    /// As [`Blob::read_range`].
+    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>>;
+}
