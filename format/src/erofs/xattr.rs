@@ -1,0 +1,183 @@
+//! Extended attributes behind an inode.
+//!
+//! A name is stored as the number of a known prefix and the rest. Prefixes outside [`PREFIXES`] cannot be stored; the
+//! kernel offers them on no file system that holds images either.
+
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::layout::{XattrEntry, XattrHeader};
+use crate::inode::Xattrs;
+use crate::name::Printable;
+use crate::{FormatError, Limits};
+
+/// Number and text of the prefixes that can be stored. The two ACL names stand for themselves, their rest is empty.
+const PREFIXES: [(u8, &[u8]); 5] = [
+    (1, b"user."),
+    (2, b"system.posix_acl_access"),
+    (3, b"system.posix_acl_default"),
+    (4, b"trusted."),
+    (6, b"security."),
+];
+/// Numbers of the prefixes that are whole names.
+const ACL_PREFIXES: [u8; 2] = [2, 3];
+/// Alignment of entries in bytes, and the unit of [`super::layout::ExtendedInode::xattr_count`].
+const ALIGN: usize = size_of::<XattrEntry>();
+const HEADER_LEN: usize = size_of::<XattrHeader>();
+/// Largest area that the 16-bit length code can express, in bytes.
+const AREA_MAX: usize = HEADER_LEN + (u16::MAX as usize - 1) * ALIGN;
+
+/// Bytes that `count`, the length code of an inode, stands for.
+pub(super) fn area_len(count: u16) -> usize {
+    match usize::from(count) {
+        0 => 0,
+        count => HEADER_LEN + (count - 1) * ALIGN,
+    }
+}
+
+/// Length code of an area that [`encode`] made.
+pub(super) fn area_count(len: usize) -> u16 {
+    let count = if len == 0 {
+        0
+    } else {
+        (len - HEADER_LEN) / ALIGN + 1
+    };
+    u16::try_from(count).expect("encode bounds the area by AREA_MAX")
+}
+
+/// The area for `xattrs`, plus `extra` attributes that sort anywhere. Empty when there are none.
+pub(super) fn encode<'a>(
+    xattrs: &'a Xattrs,
+    extra: Option<(&'a [u8], &'a [u8])>,
+) -> Result<Vec<u8>, &'static str> {
+    if xattrs.is_empty() && extra.is_none() {
+        return Ok(Vec::new());
+    }
+    let header = XattrHeader {
+        name_filter: 0.into(),
+        shared_count: 0,
+        reserved: [0; 7],
+    };
+    let mut area = header.as_bytes().to_vec();
+    let own = xattrs
+        .iter()
+        .map(|(name, value)| (name.as_slice(), value.as_slice()));
+    for (name, value) in own.chain(extra) {
+        push_entry(&mut area, name, value)?;
+        if area.len() > AREA_MAX {
+            return Err("extended attributes are longer than the 262 KB that EROFS can hold");
+        }
+    }
+    Ok(area)
+}
+
+fn push_entry(area: &mut Vec<u8>, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
+    let (prefix, rest) = split(name).ok_or("an extended attribute has a name that EROFS cannot store")?;
+    let entry = XattrEntry {
+        name_len: u8::try_from(rest.len()).map_err(|_| "an extended attribute name is over 255 bytes")?,
+        prefix,
+        value_len: u16::try_from(value.len())
+            .map_err(|_| "an extended attribute value is over 65535 bytes")?
+            .into(),
+    };
+    area.extend_from_slice(entry.as_bytes());
+    area.extend_from_slice(rest);
+    area.extend_from_slice(value);
+    area.resize(area.len().next_multiple_of(ALIGN), 0);
+    Ok(())
+}
+
+/// Number of the prefix of `name` and what follows it.
+fn split(name: &[u8]) -> Option<(u8, &[u8])> {
+    let (number, rest) = PREFIXES
+        .iter()
+        .find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)))?;
+    let whole = ACL_PREFIXES.contains(&number);
+    (whole == rest.is_empty() && !rest.contains(&0)).then_some((number, rest))
+}
+
+/// One stored attribute.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoredXattr<'a> {
+    prefix: &'static [u8],
+    rest: &'a [u8],
+    pub(super) value: &'a [u8],
+}
+
+impl StoredXattr<'_> {
+    pub(super) fn is_named(&self, name: &[u8]) -> bool {
+        name.strip_prefix(self.prefix) == Some(self.rest)
+    }
+}
+
+/// Reads the attributes of an area one after the other.
+pub(super) fn entries(area: &[u8]) -> impl Iterator<Item = Result<StoredXattr<'_>, &'static str>> {
+    let start = match XattrHeader::ref_from_prefix(area) {
+        Ok((header, rest)) if header.shared_count == 0 => Ok(rest),
+        Ok(_) => Err("has shared extended attributes, which are not supported"),
+        Err(_) => Ok(&area[..0]),
+    };
+    let mut state = Some(start);
+    std::iter::from_fn(move || {
+        let rest = match state.take()? {
+            Ok([]) => return None,
+            Ok(rest) => rest,
+            Err(reason) => return Some(Err(reason)),
+        };
+        Some(next_entry(rest).map(|(found, rest)| {
+            state = Some(Ok(rest));
+            found
+        }))
+    })
+}
+
+fn next_entry(area: &[u8]) -> Result<(StoredXattr<'_>, &[u8]), &'static str> {
+    const CUT: &str = "has an extended attribute that ends outside of its area";
+    let (entry, rest) = XattrEntry::ref_from_prefix(area).map_err(|_| CUT)?;
+    let (name, tail) = rest.split_at_checked(usize::from(entry.name_len)).ok_or(CUT)?;
+    let value_len = usize::from(entry.value_len.get());
+    let value = tail.get(..value_len).ok_or(CUT)?;
+    let used = (name.len() + value_len).next_multiple_of(ALIGN);
+    let (_, prefix) = PREFIXES
+        .iter()
+        .find(|(number, _)| *number == entry.prefix)
+        .ok_or("has an extended attribute with an unknown prefix")?;
+    let found = StoredXattr {
+        prefix,
+        rest: name,
+        value,
+    };
+    if split_again(entry.prefix, name) {
+        Ok((found, rest.get(used..).ok_or(CUT)?))
+    } else {
+        Err("has an extended attribute with an impossible name")
+    }
+}
+
+/// Whether a prefix and a rest are what [`split`] gives.
+fn split_again(prefix: u8, rest: &[u8]) -> bool {
+    ACL_PREFIXES.contains(&prefix) == rest.is_empty() && !rest.contains(&0)
+}
+
+/// All attributes of an area.
+pub(super) fn parse(area: &[u8], limits: &Limits) -> Result<Xattrs, FormatError> {
+    FormatError::check_limit(
+        "length of extended attributes",
+        area.len() as u64,
+        (limits.xattr_bytes + OVERHEAD_PER_XATTR * limits.xattr_count) as u64,
+    )?;
+    let mut xattrs = Xattrs::new();
+    for entry in entries(area) {
+        let entry = entry.map_err(|reason| FormatError::malformed("EROFS", "inode", reason))?;
+        let name = [entry.prefix, entry.rest].concat();
+        if let Some(_twice) = xattrs.insert(name.clone(), entry.value.to_vec()) {
+            let reason = format!("extended attribute \"{}\" comes twice", Printable(&name));
+            return Err(FormatError::malformed("EROFS", "inode", reason));
+        }
+        let count = xattrs.len() as u64;
+        FormatError::check_limit("number of extended attributes", count, limits.xattr_count as u64)?;
+    }
+    Ok(xattrs)
+}
+
+/// Bytes of an area that are neither name nor value, per attribute: head, padding and its part of the header.
+const OVERHEAD_PER_XATTR: usize = size_of::<XattrEntry>() + ALIGN + HEADER_LEN;
