@@ -205,7 +205,7 @@ fn check_extent(extent: &Extent, end: u64, size: u64) -> Result<(), FormatError>
         return Err(wrong("extents that are empty, overlap or leave the file"));
     }
     let ends_file = extent_end == Some(size);
-    if extent.file_off % BLOCK_SIZE != 0 || (extent.len % BLOCK_SIZE != 0 && !ends_file) {
+    if !extent.file_off.is_multiple_of(BLOCK_SIZE) || (!extent.len.is_multiple_of(BLOCK_SIZE) && !ends_file) {
         return Err(wrong("an extent that is not made of whole 512-byte blocks"));
     }
     Ok(())
@@ -218,7 +218,7 @@ fn check_plain(device: u16, plain_off: u64, len: u64, devices: &[DeviceSlot]) ->
         .ok_or_else(|| wrong(format!("an extent on device {device} of {}", devices.len())))?;
     let end = plain_off.saturating_add(len);
     FormatError::check_limit("end of an extent in its plain layer", end, ADDRESSABLE_END)?;
-    if plain_off % BLOCK_SIZE != 0 {
+    if !plain_off.is_multiple_of(BLOCK_SIZE) {
         return Err(wrong(format!(
             "an extent at plain offset {plain_off}, which is no multiple of 512"
         )));

@@ -531,7 +531,9 @@ fn read_inode(raw: &ExtendedInode, nid: u64) -> Result<Inode, &'static str> {
 fn check_layout(inode: &Inode, layout: u16) -> Result<(), &'static str> {
     let fits = match (inode.kind, layout) {
         (InodeKind::Directory | InodeKind::Symlink, LAYOUT_FLAT_PLAIN) => inode.size > 0,
-        (InodeKind::Directory | InodeKind::Symlink, LAYOUT_FLAT_INLINE) => inode.size % BLOCK_SIZE != 0,
+        (InodeKind::Directory | InodeKind::Symlink, LAYOUT_FLAT_INLINE) => {
+            !inode.size.is_multiple_of(BLOCK_SIZE)
+        }
         (InodeKind::Regular, LAYOUT_CHUNK_BASED) => inode.size > 0,
         (InodeKind::Directory | InodeKind::Symlink, _) => false,
         (_, layout) => layout == LAYOUT_FLAT_PLAIN && inode.size == 0,
