@@ -1,1 +1,22 @@
-//! placeholder
+//! Image in, image out.
+//!
+//! [`convert`] recompresses an image into chunks with layer indexes, [`pack`] makes an image of a directory, [`check`] proves
+//! that an image is what it says (and what another image says), and [`look`] browses an image without mounting it. Images come
+//! from a [`Source`] and go to a [`Target`]; the stages in between (`recompress`) are synchronous, bounded in memory, and
+//! know no repository. Long work reports to a [`Progress`] and ends in a [`report`].
+
+mod convert;
+mod error;
+pub mod progress;
+mod recompress;
+pub mod report;
+mod source;
+mod tar_writer;
+mod target;
+
+pub use convert::{ConvertOptions, DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, convert};
+pub use error::Error;
+pub use progress::{Progress, Silent};
+pub use report::ConvertReport;
+pub use source::Source;
+pub use target::Target;

@@ -1,0 +1,142 @@
+//! Layers that have a layer index already.
+//!
+//! Such a layer is kept as it is: converting it again would move bytes for nothing and change its digest. Its index is
+//! found by the layer annotation or, when annotations were lost, by the footer of the blob; it must parse and describe
+//! the layer that the image config names. The blob is taken over within the registry where that is possible, else copied,
+//! and verified against its digest on the way.
+
+use futures_util::StreamExt as _;
+use sluice_format::artifact::INDEX_ANNOTATION;
+use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
+use sluice_format::{BlobDigest, Hasher, IndexLocation, LayerIndex, Limits};
+use sluice_storage::{Blob, Descriptor, ErrorKind, Repository, WritableRepository};
+
+use super::plan::SourceLayer;
+use crate::recompress::Compression;
+use crate::{Error, Source, Target};
+
+/// The index of a layer that needs no conversion.
+#[derive(Debug)]
+pub(crate) struct FoundIndex {
+    pub(crate) location: IndexLocation,
+    pub(crate) bytes: bytes::Bytes,
+    pub(crate) index: LayerIndex,
+}
+
+/// Looks for a usable layer index. `Err` inside the result tells the user why one that is there was not used.
+///
+/// # Errors
+/// Only what hinders reading.
+pub(crate) async fn find_index(
+    source: &dyn Repository,
+    layer: &SourceLayer,
+    limits: &Limits,
+) -> Result<Option<Result<FoundIndex, String>>, Error> {
+    let blob = source.open_blob(&layer.descriptor);
+    let located = match layer.descriptor.annotations.get(INDEX_ANNOTATION) {
+        Some(text) => text.parse().map(Some),
+        None if Compression::of_media_type(&layer.descriptor.media_type) == Some(Compression::Zstd) => {
+            read_footer(&*blob).await?
+        }
+        None => Ok(None),
+    };
+    let location: IndexLocation = match located {
+        Ok(Some(location)) => location,
+        Ok(None) => return Ok(None),
+        Err(error) => return Ok(Some(Err(error.to_string()))),
+    };
+    if let Err(error) = check_location(&location, blob.stored_len(), limits) {
+        return Ok(Some(Err(error.to_string())));
+    }
+    let bytes = blob.read_range(location.stored_off..location.stored_off + location.stored_len).await?;
+    Ok(Some(parse_index(location, bytes, layer, limits)))
+}
+
+fn check_location(
+    location: &IndexLocation,
+    blob_len: u64,
+    limits: &Limits,
+) -> Result<(), sluice_format::FormatError> {
+    location.check_within(blob_len)?;
+    let what = "stored length of a layer index";
+    sluice_format::FormatError::check_limit(what, location.stored_len, limits.index_stored_len)
+}
+
+fn parse_index(
+    location: IndexLocation,
+    bytes: bytes::Bytes,
+    layer: &SourceLayer,
+    limits: &Limits,
+) -> Result<FoundIndex, String> {
+    let index = LayerIndex::parse_verified(&bytes, &location.digest, limits).map_err(|e| e.to_string())?;
+    if index.diff_id != layer.diff_id {
+        return Err(format!("it describes the layer {}, not {}", index.diff_id, layer.diff_id));
+    }
+    Ok(FoundIndex {
+        location,
+        bytes,
+        index,
+    })
+}
+
+async fn read_footer(
+    blob: &dyn Blob,
+) -> Result<Result<Option<IndexLocation>, sluice_format::FormatError>, Error> {
+    let blob_len = blob.stored_len();
+    let Some(footer_off) = blob_len.checked_sub(FOOTER_LEN) else { return Ok(Ok(None)) };
+    match blob.read_range(footer_off..blob_len).await {
+        Ok(tail) => Ok(parse_footer(&tail, blob_len)),
+        // A registry without ranges: the layer is converted from a full read.
+        Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Ok(None)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Brings a blob from `source` to `target` unchanged. `Ok(true)` when no byte had to be moved. `advanced` hears the length
+/// of every piece.
+///
+/// # Errors
+/// [`Error::Corrupt`] when the bytes do not match the digest; otherwise what hinders reading or writing.
+pub(crate) async fn transfer(
+    source: &Source,
+    target: &Target,
+    descriptor: &Descriptor,
+    advanced: &(dyn Fn(u64) + Sync),
+) -> Result<bool, Error> {
+    if target.repository().has_blob(&descriptor.digest).await? {
+        return Ok(true);
+    }
+    if let Some(neighbour) = target.neighbour(source)
+        && target.repository().mount_blob(&descriptor.digest, neighbour).await?
+    {
+        return Ok(true);
+    }
+    copy(source.repository(), target.repository(), descriptor, advanced).await?;
+    Ok(false)
+}
+
+async fn copy(
+    source: &dyn Repository,
+    target: &dyn WritableRepository,
+    descriptor: &Descriptor,
+    advanced: &(dyn Fn(u64) + Sync),
+) -> Result<(), Error> {
+    let mut pieces = source.open_blob(descriptor).stream(0).await?;
+    let mut writer = target.begin_blob().await?;
+    let mut hasher = Hasher::new();
+    while let Some(piece) = pieces.next().await {
+        let piece = piece?;
+        hasher.update(&piece);
+        advanced(piece.len() as u64);
+        writer.write(piece).await?;
+    }
+    let found = BlobDigest(hasher.finish());
+    if found != descriptor.digest {
+        return Err(Error::Corrupt {
+            what: "blob",
+            expected: descriptor.digest.0,
+            found: found.0,
+        });
+    }
+    Ok(writer.finish(found).await?)
+}

@@ -1,0 +1,121 @@
+//! What was done, in a form that prints and serialises.
+//!
+//! Digests are text here: reports are read by people and by scripts, not by Sluice.
+
+use serde::{Serialize, Serializer};
+use sluice_format::{BlobDigest, DiffId, Digest};
+
+/// What happened to a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Recompressed into chunks, with a layer index.
+    Converted,
+    /// It had a valid layer index already; its blob was copied as it is.
+    Kept,
+    /// As [`Outcome::Kept`], and the target took the blob from another repository or had it already.
+    Mounted,
+}
+
+/// One layer of a converted image.
+#[derive(Clone, Debug, Serialize)]
+pub struct LayerReport {
+    /// Digest of the source blob.
+    #[serde(serialize_with = "as_text")]
+    pub source_digest: BlobDigest,
+    /// Stored length of the source blob in bytes.
+    pub source_stored_len: u64,
+    /// Digest of the new blob.
+    #[serde(serialize_with = "as_text")]
+    pub digest: BlobDigest,
+    /// Stored length of the new blob in bytes, layer index included.
+    pub stored_len: u64,
+    /// Stored length of the layer index in bytes.
+    pub index_stored_len: u64,
+    /// Identity of the plain layer, the same before and after.
+    #[serde(serialize_with = "as_text")]
+    pub diff_id: DiffId,
+    /// Length of the plain layer in bytes.
+    pub plain_len: u64,
+    /// Number of chunks.
+    pub chunks: usize,
+    /// What was done.
+    pub outcome: Outcome,
+    /// Oddities of the layer that do not hinder its use.
+    pub warnings: Vec<String>,
+}
+
+/// One converted image: a manifest with its layers.
+#[derive(Clone, Debug, Serialize)]
+pub struct ImageReport {
+    /// `os/architecture[/variant]`, where the config or the image index says so.
+    pub platform: Option<String>,
+    /// Digest of the source manifest.
+    #[serde(serialize_with = "as_text")]
+    pub source_digest: Digest,
+    /// Digest of the new manifest.
+    #[serde(serialize_with = "as_text")]
+    pub digest: Digest,
+    /// Digest of the config, the same before and after: the image ID of Docker and Podman.
+    #[serde(serialize_with = "as_text")]
+    pub image_id: Digest,
+    /// Layers, bottom first.
+    pub layers: Vec<LayerReport>,
+}
+
+/// Sums over the distinct layers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Number of distinct layers.
+    pub layers: usize,
+    /// Stored length of the source blobs in bytes.
+    pub source_stored_len: u64,
+    /// Stored length of the new blobs in bytes.
+    pub stored_len: u64,
+    /// Stored length of the layer indexes in bytes, contained in `stored_len`.
+    pub index_stored_len: u64,
+    /// Length of the plain layers in bytes.
+    pub plain_len: u64,
+    /// Number of chunks.
+    pub chunks: usize,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, layer: &LayerReport) {
+        self.layers += 1;
+        self.source_stored_len += layer.source_stored_len;
+        self.stored_len += layer.stored_len;
+        self.index_stored_len += layer.index_stored_len;
+        self.plain_len += layer.plain_len;
+        self.chunks += layer.chunks;
+    }
+}
+
+/// What a conversion did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConvertReport {
+    /// The source as it was named.
+    pub source: String,
+    /// The target as it was named.
+    pub target: String,
+    /// Digest of what the source name led to: a manifest or an image index.
+    #[serde(serialize_with = "as_text")]
+    pub source_digest: Digest,
+    /// Digest of the new manifest or image index.
+    #[serde(serialize_with = "as_text")]
+    pub digest: Digest,
+    /// Converted images in the order of the image index.
+    pub images: Vec<ImageReport>,
+    /// Digests of manifests that are not container images (attestations, signatures) and were copied unchanged.
+    pub copied_manifests: Vec<String>,
+    /// Oddities that belong to no layer.
+    pub warnings: Vec<String>,
+    /// Sums.
+    pub totals: Totals,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
+pub(crate) fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(value)
+}
