@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
 use sluice_format::BlobDigest;
 
-use crate::Error;
+use crate::{Error, ErrorKind};
 
 /// Bytes of a blob in order, in pieces of any length.
 pub type ByteStream = BoxStream<'static, Result<Bytes, Error>>;
@@ -38,4 +38,16 @@ pub trait Blob: Debug + Send + Sync {
     /// # Errors
     /// As [`Blob::read_range`].
     fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>>;
+}
+
+/// Refuses a range that does not lie within a blob of `stored_len` bytes.
+pub(crate) fn check_range(digest: &BlobDigest, stored_len: u64, stored: &Range<u64>) -> Result<(), Error> {
+    if stored.start <= stored.end && stored.end <= stored_len {
+        return Ok(());
+    }
+    let message = format!(
+        "stored range {}-{} is outside blob {digest}, which has {stored_len} bytes",
+        stored.start, stored.end
+    );
+    Err(Error::new(ErrorKind::InvalidInput, message))
 }

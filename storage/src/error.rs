@@ -2,6 +2,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 
 use sluice_format::FormatError;
 
@@ -27,12 +28,13 @@ pub enum ErrorKind {
     Io,
 }
 
-/// An error with its kind, what was being done to which thing, and its cause.
-#[derive(Debug)]
+/// An error with its kind, what was being done to which thing, and its cause. Clones share the cause: everybody who waits
+/// for one fetch gets the same error.
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     message: String,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
@@ -48,7 +50,7 @@ impl Error {
     /// The same with its cause.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
+        self.source = Some(Arc::from(source.into()));
         self
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use sluice_format::{BlobDigest, Digest};
 
 use crate::{Blob, Error};
@@ -52,9 +52,21 @@ pub struct Descriptor {
     pub digest: BlobDigest,
     /// Length of the stored bytes.
     pub size: u64,
-    /// Annotations.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    /// Annotations. Some tools write `null` for none.
+    #[serde(
+        default,
+        skip_serializing_if = "BTreeMap::is_empty",
+        deserialize_with = "null_as_default"
+    )]
     pub annotations: BTreeMap<String, String>,
+}
+
+fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(from)?.unwrap_or_default())
 }
 
 mod digest_text {
@@ -72,6 +84,11 @@ mod digest_text {
 
 /// A place that holds the manifests and blobs of images.
 pub trait Repository: Debug + Send + Sync {
+    /// Where the repository is, for messages: `docker://host/name`, `oci:path`.
+    fn location(&self) -> String {
+        format!("{self:?}")
+    }
+
     /// The manifest or image index called `name`, its bytes checked against the digest.
     ///
     /// # Errors

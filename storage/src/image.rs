@@ -1,0 +1,254 @@
+//! From the name of an image to its layers and their indexes.
+//!
+//! The number of round trips does not depend on the number of layers: image index, manifest, then the config and the index
+//! of every layer at the same time (one more where a layer's index must be found through the blob's footer). What is
+//! returned has been checked as far as it can be without reading the layers: the manifest by its digest, the config by the
+//! manifest's, each layer index by the digest in its annotation and by the DiffID that the config lists.
+//!
+//! A footer's index is as trustworthy as the connection: its digest comes from the same blob. The annotation's is pinned by
+//! the manifest.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sluice_format::artifact::{self, INDEX_ANNOTATION};
+use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
+use sluice_format::{ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits};
+
+use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
+use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
+
+/// Layer indexes fetched at the same time: more than nearly every image has layers, fewer than a registry's patience.
+const INDEXES_AT_ONCE: usize = 64;
+
+/// An image whose layers can be read by ranges.
+#[derive(Debug)]
+pub struct LazyImage {
+    /// Digest of the manifest of the chosen platform.
+    pub manifest_digest: Digest,
+    /// Digest of the config; conversion keeps it.
+    pub image_id: Digest,
+    /// The image config.
+    pub config: Bytes,
+    /// The layers, lowest first.
+    pub layers: Vec<LazyLayer>,
+    /// Stored bytes of all layer indexes.
+    pub index_bytes: u64,
+}
+
+impl LazyImage {
+    /// The ChainID of all layers; `None` for an image without layers.
+    pub fn chain_id(&self) -> Option<ChainId> {
+        let diff_ids: Vec<DiffId> = self.layers.iter().map(|layer| layer.diff_id).collect();
+        ChainId::of_stack(&diff_ids)
+    }
+}
+
+/// A layer with its index.
+#[derive(Clone, Debug)]
+pub struct LazyLayer {
+    /// What the manifest says of its blob.
+    pub descriptor: Descriptor,
+    /// Digest of the plain layer.
+    pub diff_id: DiffId,
+    /// Length of the plain layer in bytes.
+    pub plain_len: u64,
+    /// Its tree and chunk table.
+    pub index: Arc<LayerIndex>,
+    /// Its stored bytes.
+    pub blob: Arc<dyn Blob>,
+}
+
+/// Resolves `name` to the image for `platform` and loads the index of every layer.
+///
+/// # Errors
+/// What hinders reading the repository; [`ErrorKind::NotFound`] for a platform that the image lacks;
+/// [`ErrorKind::Corrupt`] when documents, digests and indexes contradict each other; [`ErrorKind::Unsupported`] naming the
+/// layer that has no index.
+pub async fn load_lazy_image(
+    repository: &Arc<dyn Repository>,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+) -> Result<LazyImage, Error> {
+    let manifest = fetch_platform_manifest(repository.as_ref(), name, platform, limits).await?;
+    let document = ImageManifest::parse(&manifest.bytes, limits)?;
+    let image = format!("{} ({name})", repository.location());
+    let config = repository.fetch_blob(&document.config, limits.manifest_len);
+    let indexes = load_indexes(repository.as_ref(), &document.layers, &image, limits);
+    let (config, loaded) = futures_util::future::try_join(config, indexes).await?;
+
+    let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
+    check_diff_ids(&image, &diff_ids, &loaded)?;
+    let index_bytes = loaded.iter().map(|(_, stored_len)| stored_len).sum();
+    Ok(LazyImage {
+        manifest_digest: manifest.digest,
+        image_id: document.config.digest.0,
+        config,
+        layers: loaded.into_iter().map(|(layer, _)| layer).collect(),
+        index_bytes,
+    })
+}
+
+/// The manifest called `name`, or, when that is an image index, the one in it for `platform`.
+///
+/// # Errors
+/// What hinders reading the repository; [`ErrorKind::NotFound`] for a platform that the image lacks;
+/// [`ErrorKind::Unsupported`] for a document that is neither.
+pub async fn fetch_platform_manifest(
+    repository: &dyn Repository,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+) -> Result<Manifest, Error> {
+    let mut found = repository.fetch_manifest(name).await?;
+    if artifact::is_image_index(&found.media_type) {
+        let index = ImageIndex::parse(&found.bytes, limits)?;
+        let entry = platform.choose(&index)?;
+        let chosen = ManifestName::Digest(entry.descriptor.digest.0);
+        found = repository.fetch_manifest(&chosen).await?;
+    }
+    if !artifact::is_manifest(&found.media_type) {
+        let message = format!(
+            "manifest {} of {} has media type \"{}\", which is not an image manifest",
+            found.digest,
+            repository.location(),
+            found.media_type
+        );
+        return Err(Error::new(ErrorKind::Unsupported, message));
+    }
+    Ok(found)
+}
+
+/// The layers with their indexes, and how many stored bytes each index took.
+async fn load_indexes(
+    repository: &dyn Repository,
+    layers: &[Descriptor],
+    image: &str,
+    limits: &Limits,
+) -> Result<Vec<(LazyLayer, u64)>, Error> {
+    let loads = layers.iter().enumerate().map(|(at, descriptor)| {
+        let blob = repository.open_blob(descriptor);
+        load_layer(blob, descriptor, at + 1, image, limits)
+    });
+    stream::iter(loads).buffered(INDEXES_AT_ONCE).try_collect().await
+}
+
+async fn load_layer(
+    blob: Arc<dyn Blob>,
+    descriptor: &Descriptor,
+    number: usize,
+    image: &str,
+    limits: &Limits,
+) -> Result<(LazyLayer, u64), Error> {
+    let what = format!("index of layer {number} ({}) of {image}", descriptor.digest);
+    let Some(location) = locate_index(&blob, descriptor).await? else {
+        return Err(no_index(descriptor, number, image));
+    };
+    FormatError::check_limit(
+        "stored length of a layer index",
+        location.stored_len,
+        limits.index_stored_len,
+    )?;
+    let end = location.stored_off.checked_add(location.stored_len);
+    let Some(end) = end.filter(|end| *end <= blob.stored_len()) else {
+        let message = format!("the {what} lies outside its blob");
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    };
+    let bytes = blob.read_range(location.stored_off..end).await?;
+    let stored_len = blob.stored_len();
+    let parse_limits = limits.clone();
+    let parsed = blocking::run("parse a layer index", move || {
+        parse_index(&what, &bytes, &location, stored_len, &parse_limits)
+    });
+    let index = parsed.await?;
+    let layer = LazyLayer {
+        descriptor: descriptor.clone(),
+        diff_id: index.diff_id,
+        plain_len: index.chunks.plain_len(),
+        index: Arc::new(index),
+        blob,
+    };
+    Ok((layer, location.stored_len))
+}
+
+/// Where the layer's index is: from the annotation, or from the footer of a zstd blob.
+async fn locate_index(blob: &Arc<dyn Blob>, layer: &Descriptor) -> Result<Option<IndexLocation>, Error> {
+    if let Some(text) = layer.annotations.get(INDEX_ANNOTATION) {
+        return Ok(Some(text.parse()?));
+    }
+    let is_zstd = matches!(
+        layer.media_type.as_str(),
+        artifact::OCI_LAYER_ZSTD | artifact::DOCKER_LAYER_ZSTD
+    );
+    let stored_len = blob.stored_len();
+    if !is_zstd || stored_len < FOOTER_LEN {
+        return Ok(None);
+    }
+    let tail = blob.read_range(stored_len - FOOTER_LEN..stored_len).await?;
+    Ok(parse_footer(&tail, stored_len)?)
+}
+
+fn no_index(layer: &Descriptor, number: usize, image: &str) -> Error {
+    let message = format!(
+        "layer {number} ({}) of {image} has no Sluice index; convert it first: sluice convert SRC DST",
+        layer.digest
+    );
+    Error::new(ErrorKind::Unsupported, message)
+}
+
+/// Verifies and parses the index of a blob of `stored_len` bytes.
+fn parse_index(
+    what: &str,
+    bytes: &[u8],
+    location: &IndexLocation,
+    stored_len: u64,
+    limits: &Limits,
+) -> Result<LayerIndex, Error> {
+    let found = Digest::of(bytes);
+    if found != location.digest {
+        return Err(FormatError::Corrupt {
+            what: format!("the {what}"),
+            expected: location.digest,
+            found,
+        }
+        .into());
+    }
+    let index = LayerIndex::parse(bytes, limits).map_err(|error| {
+        let error = Error::from(error);
+        Error::new(error.kind(), format!("the {what} is not valid")).with_source(error)
+    })?;
+    let outside = |chunk: &&sluice_format::ChunkRef| chunk.stored_range().end > stored_len;
+    if let Some(chunk) = index.chunks.chunks().iter().find(outside) {
+        let message = format!(
+            "the {what} places the chunk at plain offset {} outside its blob of {stored_len} bytes",
+            chunk.plain_off
+        );
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
+    Ok(index)
+}
+
+fn check_diff_ids(image: &str, listed: &[DiffId], layers: &[(LazyLayer, u64)]) -> Result<(), Error> {
+    if listed.len() != layers.len() {
+        let message = format!(
+            "{image} has {} layers, but its config lists {} DiffIDs",
+            layers.len(),
+            listed.len()
+        );
+        return Err(Error::new(ErrorKind::Corrupt, message));
+    }
+    for (at, (listed, (layer, _))) in listed.iter().zip(layers).enumerate() {
+        if *listed != layer.diff_id {
+            let message = format!(
+                "the index of layer {} ({}) of {image} is for DiffID {}, but the config lists {listed}",
+                at + 1,
+                layer.descriptor.digest,
+                layer.diff_id
+            );
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+    }
+    Ok(())
+}

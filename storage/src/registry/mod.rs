@@ -1,0 +1,3 @@
+//! Registries.
+mod reference;
+pub use self::reference::Reference;
