@@ -1,1 +1,20 @@
-//! placeholder
+//! Harness for tests that drive the real `sluice` binary on real images, registries and kernels.
+//!
+//! [`images`] writes OCI layouts with full control over every tar header; [`debian`] has real images made from Debian
+//! packages; [`registry`] serves them, counts what is asked for and injects faults; [`containerd`] is a private
+//! containerd to compare with; [`mounted`] runs `sluice mount`; [`tree_compare`] says how two mounted trees differ.
+//! What a test needs from the machine is asked for through [`prerequisites`], which fails loudly and names the package.
+
+pub mod containerd;
+pub mod debian;
+pub mod document;
+pub mod erofs_tools;
+pub mod images;
+pub mod mounted;
+pub mod mountinfo;
+pub mod prerequisites;
+pub mod process;
+pub mod registry;
+pub mod scratch;
+pub mod sluice;
+pub mod tree_compare;

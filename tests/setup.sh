@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Installs what the tests need on Debian 12, as root. Running it again changes nothing.
+set -euo pipefail
+
+temporary=()
+trap 'rm -rf "${temporary[@]}"' EXIT
+
+packages=(
+	acl attr binutils ca-certificates containerd debootstrap docker-registry erofs-utils fuse3 jq kmod
+	libcap2-bin mount pigz podman procps runc skopeo umoci util-linux zstd
+)
+missing=()
+for package in "${packages[@]}"; do
+	dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing+=("$package")
+done
+if ((${#missing[@]})); then
+	# Packages must not start their services here: every test starts its own.
+	if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+		printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+		chmod 755 /usr/sbin/policy-rc.d
+		temporary+=(/usr/sbin/policy-rc.d)
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	apt-get -qq update
+	apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null
+fi
+for module in fuse overlay erofs; do
+	grep -qw "$module" /proc/filesystems || modprobe "$module" 2>/dev/null || echo "the kernel has no $module" >&2
+done
+
+# erofs-utils of Debian unstable with every library it needs, unpacked beside the build, installed nowhere.
+top=$(cd "$(dirname "$0")/.." && pwd)
+erofs=${SLUICE_EROFS_UTILS:-${CARGO_TARGET_DIR:-$top/target}/erofs-utils}
+if [[ ! -x $erofs/usr/bin/fsck.erofs ]]; then
+	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed 's|/*$||' | grep -m 1 '/debian$' || true)
+	[[ -n $mirror ]] || { echo "apt has no Debian mirror configured" >&2; exit 1; }
+	work=$(mktemp -d)
+	temporary+=("$work")
+	mkdir -p "$work"/{etc/preferences.d,state/lists/partial,cache/archives/partial,root}
+	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/etc/sources.list"
+	: >"$work/status"
+	apt=(apt-get -qq -o Dir::Etc::sourcelist="$work/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=/dev/null
+		-o Dir::State="$work/state" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache"
+		-o APT::Sandbox::User=root -o APT::Install-Recommends=false)
+	"${apt[@]}" update
+	"${apt[@]}" -y --download-only install erofs-utils >/dev/null
+	for archive in "$work"/cache/archives/*.deb; do dpkg-deb -x "$archive" "$work/root"; done
+	rm -rf "$erofs"
+	mkdir -p "$(dirname "$erofs")"
+	mv "$work/root" "$erofs"
+fi
