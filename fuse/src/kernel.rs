@@ -1,0 +1,53 @@
+//! The two kernel interfaces that have no safe form.
+//!
+//! [`map_read_only`] maps a file; [`sysfs_name`] asks a file system for its name below `/sys/fs`. Nothing else in this
+//! crate is unsafe.
+#![expect(
+    unsafe_code,
+    reason = "mmap and an ioctl without a safe wrapper; each call states why it is sound"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use memmap2::Mmap;
+use nix::errno::Errno;
+
+/// Longest name that `FS_IOC_GETFSSYSFSPATH` gives, in bytes (`include/uapi/linux/fs.h`, `struct fs_sysfs_path`).
+const SYSFS_NAME_MAX: usize = 128;
+
+#[repr(C)]
+struct FsSysfsPath {
+    len: u8,
+    name: [u8; SYSFS_NAME_MAX],
+}
+
+nix::ioctl_read!(get_fs_sysfs_path, 0x15, 1, FsSysfsPath);
+
+/// Maps a file that nobody changes. The caller has checked that it is read-only and belongs to this user or to root: a
+/// file that is cut short under the map raises SIGBUS.
+pub(crate) fn map_read_only(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the bytes of the map must not change while it lives. `trees::open_private` refuses every file that has a
+    // write bit or another owner, and whoever writes such files replaces them by rename and never in place.
+    unsafe { Mmap::map(file) }
+}
+
+/// Name of a mounted file system below `/sys/fs`, such as `erofs/erofs-3`. `None` when kernel or file system have none
+/// (the question exists since Linux 6.9).
+pub(crate) fn sysfs_name(directory: impl AsFd) -> Option<String> {
+    let mut path = FsSysfsPath {
+        len: 0,
+        name: [0; SYSFS_NAME_MAX],
+    };
+    // SAFETY: the descriptor is open for the whole call and the kernel writes at most one `struct fs_sysfs_path`, whose
+    // layout `FsSysfsPath` repeats.
+    let result = unsafe { get_fs_sysfs_path(directory.as_fd().as_raw_fd(), &raw mut path) };
+    match result {
+        Ok(_) => {
+            let name = path.name.get(..usize::from(path.len))?;
+            String::from_utf8(name.to_vec()).ok()
+        }
+        Err(Errno::ENOTTY | _) => None,
+    }
+}

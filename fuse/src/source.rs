@@ -1,0 +1,74 @@
+//! What a front end asks of the engine: bytes of plain layers.
+//!
+//! The trait exists so that mounts can be tested with sources that are slow or fail, and so that this crate does not
+//! care how a plain layer gets its bytes.
+
+use std::fmt::Debug;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use sluice_format::DiffId;
+use sluice_storage::{Error, PlainLayer};
+
+/// A plain layer that can be read.
+pub trait PlainSource: Debug + Send + Sync + 'static {
+    /// Length of the plain layer in bytes. Never changes.
+    fn plain_len(&self) -> u64;
+
+    /// Exactly the bytes of `plain`, verified. The range is never empty and lies within the layer.
+    ///
+    /// Any number of reads may be in flight; dropping the future gives its interest up. The future is polled on a
+    /// worker of the runtime that the session was given.
+    ///
+    /// # Errors
+    /// Whatever hinders fetching, after retries. The next read of the same range starts afresh.
+    fn read(self: Arc<Self>, plain: Range<u64>) -> BoxFuture<'static, Result<Bytes, Error>>;
+
+    /// The verified bytes of `plain` when this host has all of them. May block on the disk, never on the network: it is
+    /// called on a thread that takes the kernel's requests, and spares a cached read the way through the runtime.
+    fn read_cached(&self, _plain: Range<u64>) -> Option<Bytes> {
+        None
+    }
+
+    /// A local file that holds the whole plain layer, verified, and keeps it as long as this source lives. The kernel
+    /// then reads the file itself.
+    fn complete_file(&self) -> Option<PathBuf> {
+        None
+    }
+}
+
+impl PlainSource for PlainLayer {
+    fn plain_len(&self) -> u64 {
+        Self::plain_len(self)
+    }
+
+    fn read(self: Arc<Self>, plain: Range<u64>) -> BoxFuture<'static, Result<Bytes, Error>> {
+        async move { Self::read(&self, plain).await }.boxed()
+    }
+
+    fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
+        Self::read_cached(self, plain)
+    }
+}
+
+/// A plain layer with its name.
+#[derive(Clone, Debug)]
+pub struct Layer {
+    /// Which layer it is.
+    pub diff_id: DiffId,
+    /// Its bytes.
+    pub source: Arc<dyn PlainSource>,
+}
+
+impl From<Arc<PlainLayer>> for Layer {
+    fn from(layer: Arc<PlainLayer>) -> Self {
+        Self {
+            diff_id: layer.diff_id(),
+            source: layer,
+        }
+    }
+}
