@@ -1,1 +1,23 @@
-fn main() {}
+//! The `sluice` command.
+
+mod args;
+mod commands;
+mod output;
+mod progress;
+mod wiring;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse();
+    output::start_logging(args.verbose);
+    match commands::run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            output::report_error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! One file per command.
+
+mod cat;
+//CHECK mod check;
+mod convert;
+mod inspect;
+mod ls;
+mod mount;
+mod pack;
+mod umount;
+
+use std::process::ExitCode;
+
+use crate::args::{Args, Command};
+use crate::wiring::Interrupted;
+
+/// Exit code of a shell for a command that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+/// Runs the command that was asked for.
+pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let done = match args.command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Pack(args) => pack::run(&args),
+        Command::Check(_) => anyhow::bail!("check is not wired yet"),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Ls(args) => ls::run(&args),
+        Command::Cat(args) => cat::run(&args),
+        Command::Mount(args) => mount::run(&args),
+        Command::Umount(args) => umount::run(&args),
+        Command::MountGuard => Ok(sluice_fuse::run_guard()?),
+    };
+    match done {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,143 @@
+//! Puts the concrete parts together: runtime, registries, sources, and the directories of this host.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use nix::unistd::{Uid, geteuid};
+use sluice_format::Limits;
+use sluice_storage::registry::{RegistryClient, RegistryOptions};
+use sluice_storage::{ImageName, Layout, LazyImage, ManifestName, Platform, Repository, load_lazy_image};
+use tokio::runtime::{Builder, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::args::RegistryArgs;
+
+/// How long unfinished uploads may take to be called off after an interrupt.
+const INTERRUPT_GRACE: Duration = Duration::from_millis(500);
+
+/// How long blocking work may hold up the end of the process.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
+
+/// Name of Sluice's directories below those of the system or the user.
+const DIRECTORY: &str = "sluice";
+
+/// The work was ended by a signal, not by a failure.
+#[derive(Debug, thiserror::Error)]
+#[error("interrupted")]
+pub(crate) struct Interrupted;
+
+/// The runtime of a command.
+pub(crate) fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the runtime")
+}
+
+/// Runs `work` to its end, or until a signal asks the process to end; then everything half-done is dropped, which
+/// removes temporary files and calls off uploads.
+pub(crate) fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = runtime()?;
+    let result = runtime.block_on(async {
+        let mut signals = EndSignals::new()?;
+        let outcome = tokio::select! {
+            result = work => return result,
+            () = signals.recv() => Err(Interrupted.into()),
+        };
+        tokio::time::sleep(INTERRUPT_GRACE).await;
+        outcome
+    });
+    runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    result
+}
+
+/// The signals by which a terminal or a service manager asks a process to end.
+#[derive(Debug)]
+pub(crate) struct EndSignals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl EndSignals {
+    /// From now on these signals no longer end the process by themselves.
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hangup.recv() => {}
+        }
+    }
+}
+
+/// The client for all registries of a command.
+pub(crate) fn registries(args: &RegistryArgs) -> anyhow::Result<Arc<RegistryClient>> {
+    let options = RegistryOptions {
+        plain_http: args.plain_http,
+        auth_file: args.auth_file.clone(),
+        ..RegistryOptions::default()
+    };
+    Ok(RegistryClient::new(options)?)
+}
+
+/// The platform that was asked for, or this host's.
+pub(crate) fn platform(text: Option<&str>) -> anyhow::Result<Platform> {
+    match text {
+        None => Ok(Platform::host()),
+        Some(text) => Ok(text.parse()?),
+    }
+}
+
+/// The platform that was asked for, or `None` for "all".
+pub(crate) fn platforms(text: &str) -> anyhow::Result<Option<Platform>> {
+    if text == "all" {
+        Ok(None)
+    } else {
+        Ok(Some(text.parse()?))
+    }
+}
+
+/// A converted image whose bytes can be read by ranges.
+pub(crate) async fn load_image(
+    name: &ImageName,
+    platform: &Platform,
+    registries: &Arc<RegistryClient>,
+) -> anyhow::Result<LazyImage> {
+    let (repository, manifest): (Arc<dyn Repository>, ManifestName) = match name {
+        ImageName::Registry(reference) => (registries.repository(reference)?, reference.manifest_name()),
+        ImageName::Layout { path, name } => {
+            let layout = Layout::open(path)?;
+            let manifest = layout.manifest_name(name.as_ref())?;
+            (Arc::new(layout), manifest)
+        }
+        ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {
+            bail!(
+                "{name} cannot be mounted: an archive is not read by ranges; convert it to docker:// or oci: first"
+            )
+        }
+    };
+    Ok(load_lazy_image(&repository, &manifest, platform, &Limits::default()).await?)
+}
+
+/// Where run-time state lies unless the user says otherwise.
+pub(crate) fn default_run_dir() -> PathBuf {
+    if geteuid().is_root() {
+        return PathBuf::from("/run").join(DIRECTORY);
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) => PathBuf::from(dir).join(DIRECTORY),
+        None => std::env::temp_dir().join(format!("{DIRECTORY}-{}", Uid::current())),
+    }
+}
