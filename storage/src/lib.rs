@@ -31,6 +31,6 @@ pub use image::{LazyImage, LazyLayer, load_lazy_image};
 pub use layout::Layout;
 pub use plain_layer::PlainLayer;
 pub use platform::Platform;
-pub use registry::Reference;
+pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
 pub use transport::ImageName;

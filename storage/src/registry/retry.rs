@@ -1,0 +1,147 @@
+//! When to try again.
+//!
+//! Temporary failures are retried a bounded number of times, each wait about twice the one before and spread at random, so
+//! that many clients do not come back in step. A registry that names a time (`Retry-After`) is taken at its word up to a bound;
+//! one that asks for longer is not asked again.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+
+use crate::Error;
+
+/// Retries after the first attempt.
+const RETRIES: usize = 4;
+/// Longest wait between two attempts that the registry did not ask for.
+const LONGEST_DELAY: Duration = Duration::from_secs(5);
+/// Longest wait that a registry may ask for: a reader of a file waits behind it.
+const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(30);
+
+/// Why one attempt did not succeed.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) error: Error,
+    /// The wait that the registry asked for.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            retry_after: None,
+        }
+    }
+}
+
+/// How many more attempts one operation has.
+#[derive(Debug)]
+pub(super) struct Patience {
+    first_delay: Duration,
+    delays: ExponentialBackoff,
+    attempts: usize,
+}
+
+impl Patience {
+    pub(super) fn new(first_delay: Duration) -> Self {
+        Self {
+            first_delay,
+            delays: delays(first_delay),
+            attempts: 0,
+        }
+    }
+
+    /// Starts counting anew after an attempt that achieved something.
+    pub(super) fn renew(&mut self) {
+        self.delays = delays(self.first_delay);
+        self.attempts = 0;
+    }
+
+    /// Waits until the next attempt may begin.
+    ///
+    /// # Errors
+    /// The failure, when it is not temporary or there have been enough of them.
+    pub(super) async fn after(&mut self, failure: Failure) -> Result<(), Error> {
+        match self.next_delay(&failure) {
+            Some(delay) => {
+                tracing::debug!(error = %failure.error, ?delay, "trying again");
+                tokio::time::sleep(delay).await;
+                Ok(())
+            }
+            None if failure.error.is_temporary() => Err(self.exhausted(failure)),
+            None => Err(failure.error),
+        }
+    }
+
+    /// The wait before the next attempt; `None` when there is to be none.
+    fn next_delay(&mut self, failure: &Failure) -> Option<Duration> {
+        self.attempts += 1;
+        let asked = failure.retry_after.unwrap_or_default();
+        if !failure.error.is_temporary() || asked > LONGEST_RETRY_AFTER {
+            return None;
+        }
+        self.delays.next().map(|delay| delay.max(asked))
+    }
+
+    fn exhausted(&self, failure: Failure) -> Error {
+        let message = match failure.retry_after {
+            Some(asked) if asked > LONGEST_RETRY_AFTER => {
+                format!("{}; it asks to come back in {} s", failure.error, asked.as_secs())
+            }
+            _ => format!("{} (attempt {})", failure.error, self.attempts),
+        };
+        Error::new(failure.error.kind(), message).with_source(failure.error)
+    }
+}
+
+fn delays(first: Duration) -> ExponentialBackoff {
+    ExponentialBuilder::default()
+        .with_jitter()
+        .with_min_delay(first)
+        .with_max_delay(LONGEST_DELAY)
+        .with_max_times(RETRIES)
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorKind;
+
+    fn busy(retry_after: Option<u64>) -> Failure {
+        Failure {
+            error: Error::new(ErrorKind::Unavailable, "busy"),
+            retry_after: retry_after.map(Duration::from_secs),
+        }
+    }
+
+    #[test]
+    fn attempts_are_bounded_and_waits_grow() {
+        let mut patience = Patience::new(Duration::from_secs(1));
+        for least in [1, 2, 4, 5] {
+            let delay = patience.next_delay(&busy(None)).unwrap();
+            assert!(delay >= Duration::from_secs(least), "{delay:?}");
+            assert!(delay <= 2 * LONGEST_DELAY, "{delay:?}");
+        }
+        assert_eq!(patience.next_delay(&busy(None)), None);
+        patience.renew();
+        assert!(patience.next_delay(&busy(None)).is_some());
+    }
+
+    #[tokio::test]
+    async fn a_named_time_is_honoured_up_to_a_bound() {
+        let mut patience = Patience::new(Duration::from_millis(1));
+        let delay = patience.next_delay(&busy(Some(20))).unwrap();
+        assert_eq!(delay, Duration::from_secs(20));
+        let error = patience.after(busy(Some(3600))).await.unwrap_err();
+        assert!(error.to_string().contains("3600 s"), "{error}");
+        assert_eq!(error.kind(), ErrorKind::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn lasting_failures_are_not_retried() {
+        let mut patience = Patience::new(Duration::ZERO);
+        let gone = Error::new(ErrorKind::NotFound, "gone");
+        assert_eq!(patience.after(gone.into()).await.unwrap_err().to_string(), "gone");
+    }
+}
