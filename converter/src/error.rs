@@ -133,3 +133,14 @@ pub(crate) fn joined<T>(outcome: Result<Result<T, Error>, tokio::task::JoinError
         ))
     })
 }
+
+/// An error with its causes in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}

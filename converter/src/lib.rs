@@ -5,8 +5,12 @@
 //! from a [`Source`] and go to a [`Target`]; the stages in between (`recompress`) are synchronous, bounded in memory, and
 //! know no repository. Long work reports to a [`Progress`] and ends in a [`report`].
 
+mod check;
 mod convert;
 mod error;
+pub mod inspect;
+pub mod look;
+mod pack;
 pub mod progress;
 mod recompress;
 pub mod report;
@@ -14,9 +18,13 @@ mod source;
 mod tar_writer;
 mod target;
 
+pub use check::{CheckOptions, check};
 pub use convert::{ConvertOptions, DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, convert};
 pub use error::Error;
+pub use inspect::inspect;
+pub use look::ImageBrowser;
+pub use pack::{PackFormat, PackOptions, pack};
 pub use progress::{Progress, Silent};
-pub use report::ConvertReport;
+pub use report::{CheckReport, ConvertReport, PackReport};
 pub use source::Source;
 pub use target::Target;

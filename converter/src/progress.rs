@@ -26,6 +26,11 @@ pub trait Progress: Debug + Send + Sync {
         let _ = (layer, stored_bytes);
     }
 
+    /// `plain_bytes` more bytes of a directory have been packed.
+    fn packed(&self, plain_bytes: u64) {
+        let _ = plain_bytes;
+    }
+
     /// Nothing more will be heard of this layer.
     fn layer_finished(&self, layer: BlobDigest, outcome: Outcome) {
         let _ = (layer, outcome);

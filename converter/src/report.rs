@@ -116,6 +116,116 @@ pub struct ConvertReport {
     pub seconds: f64,
 }
 
+/// What packing did.
+#[derive(Clone, Debug, Serialize)]
+pub struct PackReport {
+    /// The target as it was named.
+    pub target: String,
+    /// Digest of the manifest.
+    #[serde(serialize_with = "as_text")]
+    pub digest: Digest,
+    /// Digest of the config.
+    #[serde(serialize_with = "as_text")]
+    pub image_id: Digest,
+    /// Digest of the layer's blob.
+    #[serde(serialize_with = "as_text")]
+    pub layer: BlobDigest,
+    /// Identity of the plain layer.
+    #[serde(serialize_with = "as_text")]
+    pub diff_id: DiffId,
+    /// Entries in the layer.
+    pub entries: u64,
+    /// Length of the plain layer in bytes.
+    pub plain_len: u64,
+    /// Stored length of the layer's blob in bytes.
+    pub stored_len: u64,
+    /// Number of chunks, 0 for a layer without index.
+    pub chunks: usize,
+    /// What was left out or is odd.
+    pub warnings: Vec<String>,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
+/// One layer of a checked image.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckedLayer {
+    /// Digest of the blob.
+    #[serde(serialize_with = "as_text")]
+    pub digest: BlobDigest,
+    /// Identity of the plain layer, as the config lists it.
+    #[serde(serialize_with = "as_text")]
+    pub diff_id: DiffId,
+    /// Length of the blob in bytes.
+    pub stored_len: u64,
+    /// Number of chunks, `None` for a layer without a layer index.
+    pub chunks: Option<usize>,
+    /// What is wrong with it.
+    pub problems: Vec<String>,
+}
+
+/// One checked image.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckedImage {
+    /// `os/architecture[/variant]`, where the config says so.
+    pub platform: Option<String>,
+    /// Digest of the manifest.
+    #[serde(serialize_with = "as_text")]
+    pub digest: Digest,
+    /// Digest of the config.
+    #[serde(serialize_with = "as_text")]
+    pub image_id: Digest,
+    /// Layers, bottom first.
+    pub layers: Vec<CheckedLayer>,
+    /// What is wrong beyond single layers.
+    pub problems: Vec<String>,
+}
+
+impl CheckedImage {
+    /// All problems, each with the layer that it is about.
+    pub fn all_problems(&self) -> impl Iterator<Item = String> {
+        let of_layers = self.layers.iter().flat_map(|layer| {
+            let name = layer.digest;
+            layer
+                .problems
+                .iter()
+                .map(move |problem| format!("layer {name}: {problem}"))
+        });
+        of_layers.chain(self.problems.iter().cloned())
+    }
+}
+
+/// What a check found.
+#[derive(Clone, Debug, Serialize)]
+pub struct CheckReport {
+    /// The image as it was named.
+    pub name: String,
+    /// The image that it was compared with, as it was named.
+    pub against: Option<String>,
+    /// Digest of the manifest or image index.
+    #[serde(serialize_with = "as_text")]
+    pub digest: Digest,
+    /// The images, in the order of the image index.
+    pub images: Vec<CheckedImage>,
+    /// What is wrong beyond single images.
+    pub problems: Vec<String>,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
+impl CheckReport {
+    /// All problems, in lines for the user.
+    pub fn all_problems(&self) -> Vec<String> {
+        let of_images = self.images.iter().flat_map(CheckedImage::all_problems);
+        self.problems.iter().cloned().chain(of_images).collect()
+    }
+
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.all_problems().is_empty()
+    }
+}
+
 pub(crate) fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
 }

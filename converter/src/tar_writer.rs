@@ -74,7 +74,12 @@ impl Entry {
         let mut blocks = Vec::with_capacity(BLOCK_LEN);
         let records = self.pax_records();
         if !records.is_empty() {
-            let mut extended = Self::generated("PaxHeaders/entry", EntryKind::Regular, 0o644, records.len() as u64);
+            let mut extended = Self::generated(
+                "PaxHeaders/entry",
+                EntryKind::Regular,
+                0o644,
+                records.len() as u64,
+            );
             extended.mtime_secs = 0;
             blocks.extend_from_slice(&extended.ustar(b'x'));
             blocks.extend_from_slice(&records);
@@ -114,7 +119,10 @@ impl Entry {
     fn mtime_text(&self) -> String {
         let nanos = i128::from(self.mtime_secs) * 1_000_000_000 + i128::from(self.mtime_nanos);
         let sign = if nanos < 0 { "-" } else { "" };
-        let (secs, rest) = (nanos.unsigned_abs() / 1_000_000_000, nanos.unsigned_abs() % 1_000_000_000);
+        let (secs, rest) = (
+            nanos.unsigned_abs() / 1_000_000_000,
+            nanos.unsigned_abs() % 1_000_000_000,
+        );
         let text = format!("{sign}{secs}.{rest:09}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
     }
@@ -243,7 +251,13 @@ mod tests {
         for len in 0..1200 {
             let mut record = Vec::new();
             push_record(&mut record, b"k", &vec![b'v'; len]);
-            let said: usize = std::str::from_utf8(&record).unwrap().split(' ').next().unwrap().parse().unwrap();
+            let said: usize = std::str::from_utf8(&record)
+                .unwrap()
+                .split(' ')
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap();
             assert_eq!(said, record.len());
         }
     }

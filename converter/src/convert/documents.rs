@@ -54,7 +54,10 @@ pub(crate) fn to_bytes(old: &Manifest, before: &Value, after: &Value) -> Result<
 
 /// The elements of the array `field`, empty when it is absent.
 pub(crate) fn array<'a>(document: &'a Value, field: &str) -> &'a [Value] {
-    document.get(field).and_then(Value::as_array).map_or(&[], Vec::as_slice)
+    document
+        .get(field)
+        .and_then(Value::as_array)
+        .map_or(&[], Vec::as_slice)
 }
 
 /// A descriptor, checked.
@@ -76,10 +79,13 @@ pub(crate) fn why_no_image(manifest: &Value) -> Option<String> {
     if !matches!(config, artifact::OCI_CONFIG | artifact::DOCKER_CONFIG) {
         return Some(format!("its config has the media type \"{config}\""));
     }
-    array(manifest, "layers").iter().map(media_type).find_map(|layer| {
-        let is_tar = Compression::of_media_type(layer).is_some() || NON_DISTRIBUTABLE.contains(&layer);
-        (!is_tar).then(|| format!("it has a layer of media type \"{layer}\""))
-    })
+    array(manifest, "layers")
+        .iter()
+        .map(media_type)
+        .find_map(|layer| {
+            let is_tar = Compression::of_media_type(layer).is_some() || NON_DISTRIBUTABLE.contains(&layer);
+            (!is_tar).then(|| format!("it has a layer of media type \"{layer}\""))
+        })
 }
 
 /// The layers of an image manifest, bottom first.
@@ -95,10 +101,14 @@ pub(crate) fn layers(manifest: &Value, limits: &Limits) -> Result<Vec<Descriptor
 
 fn layer(value: &Value) -> Result<Descriptor, Error> {
     let layer = descriptor(value, "layer descriptor")?;
-    let has_urls = value.get("urls").and_then(Value::as_array).is_some_and(|urls| !urls.is_empty());
+    let has_urls = value
+        .get("urls")
+        .and_then(Value::as_array)
+        .is_some_and(|urls| !urls.is_empty());
     if has_urls || NON_DISTRIBUTABLE.contains(&layer.media_type.as_str()) {
         return Err(Error::Unsupported(
-            "is a foreign layer, which may not be copied to another place; choose another platform".to_owned(),
+            "is a foreign layer, which may not be copied to another place; choose another platform"
+                .to_owned(),
         )
         .of_layer(layer.digest));
     }
@@ -120,7 +130,9 @@ pub(crate) fn diff_ids(config: &Value) -> Result<Vec<DiffId>, Error> {
     listed
         .iter()
         .map(|id| {
-            let text = id.as_str().ok_or_else(|| refuse("has a DiffID that is no text"))?;
+            let text = id
+                .as_str()
+                .ok_or_else(|| refuse("has a DiffID that is no text"))?;
             text.parse().map_err(Error::from)
         })
         .collect()
@@ -128,7 +140,12 @@ pub(crate) fn diff_ids(config: &Value) -> Result<Vec<DiffId>, Error> {
 
 /// `os/architecture[/variant]` of a platform object or an image config.
 pub(crate) fn platform_text(value: &Value) -> Option<String> {
-    let field = |name| value.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let field = |name| {
+        value
+            .get(name)
+            .and_then(Value::as_str)
+            .filter(|text| !text.is_empty())
+    };
     let mut text = format!("{}/{}", field("os")?, field("architecture")?);
     if let Some(variant) = field("variant") {
         text.push('/');
@@ -160,11 +177,15 @@ fn replace_layer(descriptor: &mut Value, layer: &ConvertedLayer) {
     descriptor["mediaType"] = artifact::OCI_LAYER_ZSTD.into();
     descriptor["digest"] = layer.report.digest.to_string().into();
     descriptor["size"] = layer.report.stored_len.into();
-    let Some(fields) = descriptor.as_object_mut() else { return };
+    let Some(fields) = descriptor.as_object_mut() else {
+        return;
+    };
     if new_blob {
         fields.shift_remove("data");
     }
-    let annotations = fields.entry("annotations").or_insert_with(|| Value::Object(serde_json::Map::new()));
+    let annotations = fields
+        .entry("annotations")
+        .or_insert_with(|| Value::Object(serde_json::Map::new()));
     if annotations.is_null() {
         *annotations = Value::Object(serde_json::Map::new());
     }
@@ -201,7 +222,8 @@ mod tests {
         assert_eq!(why_no_image(&image), None);
         let attestation = json!({"config": {"mediaType": artifact::OCI_CONFIG}, "layers": [{"mediaType": "application/vnd.in-toto+json"}]});
         assert!(why_no_image(&attestation).unwrap().contains("in-toto"));
-        let chart = json!({"config": {"mediaType": "application/vnd.cncf.helm.config.v1+json"}, "layers": []});
+        let chart =
+            json!({"config": {"mediaType": "application/vnd.cncf.helm.config.v1+json"}, "layers": []});
         assert!(why_no_image(&chart).unwrap().contains("helm"));
     }
 

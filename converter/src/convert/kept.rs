@@ -48,7 +48,9 @@ pub(crate) async fn find_index(
     if let Err(error) = check_location(&location, blob.stored_len(), limits) {
         return Ok(Some(Err(error.to_string())));
     }
-    let bytes = blob.read_range(location.stored_off..location.stored_off + location.stored_len).await?;
+    let bytes = blob
+        .read_range(location.stored_off..location.stored_off + location.stored_len)
+        .await?;
     Ok(Some(parse_index(location, bytes, layer, limits)))
 }
 
@@ -70,7 +72,10 @@ fn parse_index(
 ) -> Result<FoundIndex, String> {
     let index = LayerIndex::parse_verified(&bytes, &location.digest, limits).map_err(|e| e.to_string())?;
     if index.diff_id != layer.diff_id {
-        return Err(format!("it describes the layer {}, not {}", index.diff_id, layer.diff_id));
+        return Err(format!(
+            "it describes the layer {}, not {}",
+            index.diff_id, layer.diff_id
+        ));
     }
     Ok(FoundIndex {
         location,
@@ -83,7 +88,9 @@ async fn read_footer(
     blob: &dyn Blob,
 ) -> Result<Result<Option<IndexLocation>, sluice_format::FormatError>, Error> {
     let blob_len = blob.stored_len();
-    let Some(footer_off) = blob_len.checked_sub(FOOTER_LEN) else { return Ok(Ok(None)) };
+    let Some(footer_off) = blob_len.checked_sub(FOOTER_LEN) else {
+        return Ok(Ok(None));
+    };
     match blob.read_range(footer_off..blob_len).await {
         Ok(tail) => Ok(parse_footer(&tail, blob_len)),
         // A registry without ranges: the layer is converted from a full read.
@@ -107,7 +114,10 @@ pub(crate) async fn transfer(
         return Ok(true);
     }
     if let Some(neighbour) = target.neighbour(source)
-        && target.repository().mount_blob(&descriptor.digest, neighbour).await?
+        && target
+            .repository()
+            .mount_blob(&descriptor.digest, neighbour)
+            .await?
     {
         return Ok(true);
     }

@@ -98,7 +98,11 @@ impl LayerConverter<'_> {
         })
     }
 
-    async fn recompress(&self, layer: &SourceLayer, mut warnings: Vec<String>) -> Result<ConvertedLayer, Error> {
+    async fn recompress(
+        &self,
+        layer: &SourceLayer,
+        mut warnings: Vec<String>,
+    ) -> Result<ConvertedLayer, Error> {
         let descriptor = &layer.descriptor;
         let expected = Expected {
             blob_digest: Some(descriptor.digest),
@@ -108,7 +112,10 @@ impl LayerConverter<'_> {
         let advanced = |len| self.progress.layer_advanced(descriptor.digest, len);
         let source = self.source.repository().open_blob(descriptor).stream(0).await?;
         let target = self.target.repository().begin_blob().await?;
-        let new = self.recompressor.run(source, &expected, target, &advanced).await?;
+        let new = self
+            .recompressor
+            .run(source, &expected, target, &advanced)
+            .await?;
         warnings.extend(media_type_warning(&descriptor.media_type, new.compression));
         Ok(converted(layer, new, warnings))
     }
@@ -138,7 +145,13 @@ fn converted(layer: &SourceLayer, new: RecompressedLayer, mut warnings: Vec<Stri
 /// A line for the user when the bytes are not what the media type says.
 fn media_type_warning(media_type: &str, found: Compression) -> Option<String> {
     let said = Compression::of_media_type(media_type)?;
-    (said != found).then(|| format!("its media type says {}, its bytes are {}", said.name(), found.name()))
+    (said != found).then(|| {
+        format!(
+            "its media type says {}, its bytes are {}",
+            said.name(),
+            found.name()
+        )
+    })
 }
 
 /// Each layer once, the largest first.

@@ -5,7 +5,7 @@
 //! becomes is the business of [`crate::recompress`]. DiffIDs and config bytes, and thereby the image ID, stay as they are;
 //! so does every field of every document that has nothing to do with the stored form of the layers.
 
-mod documents;
+pub(crate) mod documents;
 mod kept;
 mod layers;
 mod plan;
@@ -18,8 +18,10 @@ use sluice_format::{LayerIndex, Limits, merge::merge};
 use sluice_storage::Platform;
 use tokio::task::spawn_blocking;
 
+pub(crate) use self::kept::find_index;
+pub(crate) use self::plan::{ImagePlan, Plan, SourceLayer, read as read_plan};
+
 use self::layers::{ConvertedLayers, LayerConverter};
-use self::plan::{ImagePlan, Plan};
 use self::publish::{Place, Publisher};
 use crate::error::joined;
 use crate::progress::Progress;
@@ -108,7 +110,7 @@ pub async fn convert(
     let started = Instant::now();
     check_recompression(options.level, options.chunk_size)?;
     let platform = options.platform.as_ref();
-    let plan = plan::read(source.repository(), source.name(), platform, &options.limits).await?;
+    let plan = read_plan(source.repository(), source.name(), platform, &options.limits).await?;
 
     let layers = convert_layers(&plan, source, target, options, progress).await?;
     for image in plan.images() {
@@ -133,7 +135,11 @@ pub async fn convert(
         source_digest: plan.digest(),
         digest: published.digest,
         images,
-        copied_manifests: plan.copies().iter().map(ToString::to_string).collect(),
+        copied_manifests: plan
+            .copies()
+            .iter()
+            .map(|copy| copy.manifest.digest.to_string())
+            .collect(),
         warnings: Vec::new(),
         totals,
         seconds: started.elapsed().as_secs_f64(),
@@ -148,7 +154,8 @@ async fn convert_layers(
     progress: &dyn Progress,
 ) -> Result<ConvertedLayers, Error> {
     let threads = threads(options.jobs);
-    let recompressor = Recompressor::start(threads, options.level, options.chunk_size, options.limits.clone())?;
+    let recompressor =
+        Recompressor::start(threads, options.level, options.chunk_size, options.limits.clone())?;
     let converter = LayerConverter {
         source,
         target,

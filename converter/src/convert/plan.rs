@@ -3,7 +3,6 @@
 //! An image index is planned entry by entry and kept whole. An entry that is not a container image (an attestation, a
 //! signature) is planned to be copied unchanged with its blobs.
 
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde_json::Value;
 use sluice_format::{BlobDigest, DiffId, Digest, Limits, artifact};
@@ -33,7 +32,6 @@ pub(crate) struct ImagePlan {
     pub(crate) manifest: Manifest,
     pub(crate) document: Value,
     pub(crate) config: Descriptor,
-    pub(crate) config_bytes: Bytes,
     pub(crate) platform: Option<String>,
     pub(crate) layers: Vec<SourceLayer>,
 }
@@ -86,11 +84,11 @@ impl Plan {
         }
     }
 
-    /// Digests of all manifests that are copied unchanged.
-    pub(crate) fn copies(&self) -> Vec<Digest> {
+    /// All manifests that are copied unchanged.
+    pub(crate) fn copies(&self) -> Vec<&CopyPlan> {
         match self {
             Self::Image(_) => Vec::new(),
-            Self::Copy(copy) => vec![copy.manifest.digest],
+            Self::Copy(copy) => vec![copy],
             Self::Index(index) => index.entries.iter().flat_map(Self::copies).collect(),
         }
     }
@@ -113,10 +111,15 @@ pub(crate) async fn read(
         None => planner.plan(root, 0).await?,
         Some(platform) => planner.plan_one(root, platform).await?,
     };
-    if let (Plan::Copy(copy), true) = (&plan, plan.images().is_empty()) {
-        let document = documents::parse("manifest", &copy.manifest.bytes)?;
-        let reason = documents::why_no_image(&document).unwrap_or_default();
-        return Err(Error::Unsupported(format!("is not a container image: {reason}")).of_manifest(plan.digest()));
+    if plan.images().is_empty() {
+        let reason = match &plan {
+            Plan::Copy(copy) => documents::why_no_image(&documents::parse("manifest", &copy.manifest.bytes)?)
+                .unwrap_or_default(),
+            Plan::Image(_) | Plan::Index(_) => "no entry of its image index is one".to_owned(),
+        };
+        return Err(
+            Error::Unsupported(format!("is not a container image: {reason}")).of_manifest(plan.digest())
+        );
     }
     Ok(plan)
 }
@@ -130,7 +133,8 @@ impl Planner<'_> {
     fn plan(&self, manifest: Manifest, depth: usize) -> BoxFuture<'_, Result<Plan, Error>> {
         Box::pin(async move {
             let digest = manifest.digest;
-            let document = documents::parse("manifest", &manifest.bytes).map_err(|e| e.of_manifest(digest))?;
+            let document =
+                documents::parse("manifest", &manifest.bytes).map_err(|e| e.of_manifest(digest))?;
             if artifact::is_image_index(&manifest.media_type) {
                 self.plan_index(manifest, document, depth).await.map(Plan::Index)
             } else if documents::why_no_image(&document).is_none() {
@@ -143,7 +147,12 @@ impl Planner<'_> {
         })
     }
 
-    async fn plan_index(&self, manifest: Manifest, document: Value, depth: usize) -> Result<IndexPlan, Error> {
+    async fn plan_index(
+        &self,
+        manifest: Manifest,
+        document: Value,
+        depth: usize,
+    ) -> Result<IndexPlan, Error> {
         let listed = documents::array(&document, "manifests");
         if depth >= INDEX_DEPTH_MAX || listed.len() > INDEX_ENTRIES_MAX {
             let reason = format!(
@@ -169,8 +178,12 @@ impl Planner<'_> {
         let manifest = self.source.fetch_manifest(&ManifestName::Digest(digest)).await;
         manifest.map_err(|error| {
             if error.kind() == sluice_storage::ErrorKind::NotFound {
-                let platform = entry.get("platform").and_then(documents::platform_text).unwrap_or_default();
-                let hint = format!("the source lacks this manifest ({platform}); choose one platform to convert");
+                let platform = entry
+                    .get("platform")
+                    .and_then(documents::platform_text)
+                    .unwrap_or_default();
+                let hint =
+                    format!("the source lacks this manifest ({platform}); choose one platform to convert");
                 return Error::Refused(hint).of_manifest(digest);
             }
             Error::from(error).of_manifest(digest)
@@ -212,7 +225,6 @@ impl Planner<'_> {
             manifest,
             document,
             config,
-            config_bytes,
             platform: documents::platform_text(&config_document),
             layers,
         })
@@ -221,18 +233,24 @@ impl Planner<'_> {
 
 /// Refuses an image whose config says that it is for another platform.
 fn check_platform(image: &ImagePlan, platform: &Platform) -> Result<(), Error> {
-    let Some(Ok(found)) = image.platform.as_deref().map(str::parse) else { return Ok(()) };
+    let Some(Ok(found)) = image.platform.as_deref().map(str::parse) else {
+        return Ok(());
+    };
     let entry = ImageIndexEntry {
         descriptor: image.config.clone(),
         platform: Some(found),
     };
-    platform.choose(&ImageIndex { manifests: vec![entry] })?;
+    platform.choose(&ImageIndex {
+        manifests: vec![entry],
+    })?;
     Ok(())
 }
 
 /// All blobs that a manifest of any kind names. OCI 1.0 artifact manifests call them `blobs`.
 fn blobs_of(manifest: &Value) -> Result<Vec<Descriptor>, Error> {
-    let listed = ["layers", "blobs"].into_iter().flat_map(|field| documents::array(manifest, field));
+    let listed = ["layers", "blobs"]
+        .into_iter()
+        .flat_map(|field| documents::array(manifest, field));
     manifest
         .get("config")
         .into_iter()

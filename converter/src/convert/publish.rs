@@ -63,7 +63,9 @@ impl Publisher<'_> {
         let document = documents::replace_layers(&image.document, &layers);
         let bytes = documents::to_bytes(&image.manifest, &image.document, &document)?;
         let reports = layers.iter().map(|layer| layer.report.clone()).collect();
-        let published = self.put(&image.manifest, artifact::OCI_MANIFEST, bytes, place).await?;
+        let published = self
+            .put(&image.manifest, artifact::OCI_MANIFEST, bytes, place)
+            .await?;
         self.images.push(ImageReport {
             platform: image.platform.clone(),
             source_digest: image.manifest.digest,
@@ -88,7 +90,8 @@ impl Publisher<'_> {
             transferred.map_err(|error| error.of_layer(blob.digest).of_manifest(copy.manifest.digest))?;
         }
         let media_type = &copy.manifest.media_type;
-        self.put(&copy.manifest, media_type, copy.manifest.bytes.clone(), place).await
+        self.put(&copy.manifest, media_type, copy.manifest.bytes.clone(), place)
+            .await
     }
 
     async fn publish_index(&mut self, index: &IndexPlan, place: Place) -> Result<Published, Error> {
@@ -96,7 +99,12 @@ impl Publisher<'_> {
         for (at, plan) in index.entries.iter().enumerate() {
             let entry = self.publish(plan, Place::InIndex).await?;
             let digest = entry.digest.to_string();
-            documents::replace_entry(&mut document["manifests"][at], &entry.media_type, &digest, entry.stored_len);
+            documents::replace_entry(
+                &mut document["manifests"][at],
+                &entry.media_type,
+                &digest,
+                entry.stored_len,
+            );
         }
         if document != index.document && documents::media_type(&document) == artifact::DOCKER_LIST {
             document["mediaType"] = artifact::OCI_INDEX.into();
@@ -114,13 +122,20 @@ impl Publisher<'_> {
         place: Place,
     ) -> Result<Published, Error> {
         let digest = Digest::of(&bytes);
-        let media_type = if digest == old.digest { &old.media_type } else { new_media_type };
+        let media_type = if digest == old.digest {
+            &old.media_type
+        } else {
+            new_media_type
+        };
         let stored_len = bytes.len() as u64;
         match place {
             Place::Root => self.target.put_root(media_type, bytes).await?,
             Place::InIndex => {
                 let name = ManifestName::Digest(digest);
-                self.target.repository().put_manifest(&name, media_type, bytes).await?;
+                self.target
+                    .repository()
+                    .put_manifest(&name, media_type, bytes)
+                    .await?;
             }
         }
         Ok(Published {

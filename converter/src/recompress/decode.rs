@@ -121,30 +121,46 @@ pub(crate) fn decode(
     limits: &Limits,
 ) -> Result<Option<Decoded>, Error> {
     let mut stored = StoredReader::new(stored);
+    let taken = each_piece(&mut stored, limits, |piece| {
+        Ok(plain.blocking_send(piece).is_ok())
+    })?;
+    Ok(taken.map(|compression| {
+        let (blob_digest, stored_len) = stored.finish();
+        Decoded {
+            blob_digest,
+            stored_len,
+            compression,
+        }
+    }))
+}
+
+/// Decodes `stored` to its end and hands every piece of plain bytes to `take`, which returns whether it wants more. `None`
+/// when it did not.
+///
+/// # Errors
+/// What makes the stored bytes undecodable, a plain length over the limit, or what `take` reports.
+pub(crate) fn each_piece(
+    stored: &mut StoredReader,
+    limits: &Limits,
+    mut take: impl FnMut(Bytes) -> Result<bool, Error>,
+) -> Result<Option<Compression>, Error> {
     let compression = Compression::of(stored.peek(Compression::MAGIC_LEN))?;
-    let mut decoder = compression.decoder(&mut stored)?;
+    let mut decoder = compression.decoder(stored)?;
     let mut plain_len = 0;
     loop {
         let piece = read_piece(&mut decoder).map_err(|source| Error::Undecodable {
             what: compression.stream_name(),
             source,
         })?;
+        if piece.is_empty() {
+            return Ok(Some(compression));
+        }
         plain_len += piece.len() as u64;
         FormatError::check_limit("plain length of a layer", plain_len, limits.layer_plain_len)?;
-        if piece.is_empty() {
-            break;
-        }
-        if plain.blocking_send(piece).is_err() {
+        if !take(piece)? {
             return Ok(None);
         }
     }
-    drop(decoder);
-    let (blob_digest, stored_len) = stored.finish();
-    Ok(Some(Decoded {
-        blob_digest,
-        stored_len,
-        compression,
-    }))
 }
 
 /// The next piece: full, or shorter at the end of the stream, or empty after it.

@@ -13,7 +13,7 @@
 //! expected ones; otherwise the writer is dropped, which leaves nothing in the target. Dropping the future stops all stages.
 
 mod cut;
-mod decode;
+pub(crate) mod decode;
 mod pool;
 mod stored;
 
@@ -33,12 +33,12 @@ use tokio::task::spawn_blocking;
 
 use self::cut::Cut;
 use self::decode::Decoded;
-use self::pool::PendingChunk;
+use self::pool::{ChunkPool, PendingChunk};
 use crate::Error;
 use crate::error::joined;
 
 pub(crate) use self::decode::Compression;
-pub(crate) use self::pool::ChunkPool;
+pub(crate) use self::stored::StoredReader;
 
 /// Longest piece of stored bytes put into a queue, in bytes. Longer ones are split, so that a queue bounds bytes.
 const STORED_PIECE_LEN: usize = 256 << 10;
@@ -127,7 +127,14 @@ impl Recompressor {
         let decoding = spawn_blocking(move || decode::decode(stored, &plain_to, &limits));
         let (this, runtime) = (self.clone(), Handle::current());
         let cutting = spawn_blocking(move || {
-            cut::cut(plain, &chunks_to, &this.pool, &runtime, this.chunk_size, &this.limits)
+            cut::cut(
+                plain,
+                &chunks_to,
+                &this.pool,
+                &runtime,
+                this.chunk_size,
+                &this.limits,
+            )
         });
         let (fed, decoded, cut, written) = tokio::join!(
             feed(source, expected.stored_len, stored_to, advanced),
@@ -140,11 +147,18 @@ impl Recompressor {
         let cut = joined(cut)?;
         written?;
         // A stage stops without an error of its own only when a later one failed, which has been reported above.
-        decoded.zip(cut).ok_or_else(|| Error::Refused("recompression was interrupted".to_owned()))
+        decoded
+            .zip(cut)
+            .ok_or_else(|| Error::Refused("recompression was interrupted".to_owned()))
     }
 
     /// Appends the index and closes the blob.
-    async fn finish(&self, mut body: BlobBody, decoded: Decoded, cut: Cut) -> Result<RecompressedLayer, Error> {
+    async fn finish(
+        &self,
+        mut body: BlobBody,
+        decoded: Decoded,
+        cut: Cut,
+    ) -> Result<RecompressedLayer, Error> {
         if body.chunks.is_empty() {
             // A blob of skippable frames alone is no data at all to some decoders; an empty frame makes it a zstd file.
             body.append(ChunkEncoder::new(self.level)?.encode(&[])?).await?;
@@ -214,9 +228,12 @@ async fn write_chunks(
     body: &mut BlobBody,
 ) -> Result<(), Error> {
     while let Some(pending) = chunks.recv().await {
-        let mut chunk = pending
-            .await
-            .map_err(|_| Error::io("a compressing thread ended early", std::io::Error::other("no answer")))??;
+        let mut chunk = pending.await.map_err(|_| {
+            Error::io(
+                "a compressing thread ended early",
+                std::io::Error::other("no answer"),
+            )
+        })??;
         let stored = std::mem::take(&mut chunk.stored);
         let stored_len = u32::try_from(stored.len())
             .map_err(|_| Error::document("chunk", "is stored in more than 4 GiB"))?;
@@ -270,7 +287,10 @@ fn verify(expected: &Expected, decoded: &Decoded, cut: &Cut) -> Result<(), Error
     if let Some(stored_len) = expected.stored_len
         && stored_len != decoded.stored_len
     {
-        let reason = format!("holds {} bytes, its descriptor promises {stored_len}", decoded.stored_len);
+        let reason = format!(
+            "holds {} bytes, its descriptor promises {stored_len}",
+            decoded.stored_len
+        );
         return Err(Error::document("blob", reason));
     }
     if let Some(blob_digest) = expected.blob_digest {
@@ -286,6 +306,10 @@ fn compare(what: &'static str, expected: Digest, found: Digest) -> Result<(), Er
     if expected == found {
         Ok(())
     } else {
-        Err(Error::Corrupt { what, expected, found })
+        Err(Error::Corrupt {
+            what,
+            expected,
+            found,
+        })
     }
 }

@@ -91,7 +91,12 @@ impl ChunkPool {
     }
 
     /// Gives a chunk to the threads; waits while too many bytes are in flight. For threads outside the async runtime.
-    pub(crate) fn submit_blocking(&self, runtime: &tokio::runtime::Handle, plain_off: u64, plain: Vec<u8>) -> PendingChunk {
+    pub(crate) fn submit_blocking(
+        &self,
+        runtime: &tokio::runtime::Handle,
+        plain_off: u64,
+        plain: Vec<u8>,
+    ) -> PendingChunk {
         let permits = plain.len().min(self.in_flight_max);
         // The clamp above keeps the number far below 2^32.
         let permits = u32::try_from(permits).unwrap_or(u32::MAX);
@@ -141,8 +146,13 @@ fn encode(
     plain: &[u8],
     in_flight: OwnedSemaphorePermit,
 ) -> Result<EncodedChunk, FormatError> {
-    let plain_len = u32::try_from(plain.len())
-        .map_err(|_| FormatError::malformed("chunk", format!("plain offset {plain_off}"), "is longer than 4 GiB"))?;
+    let plain_len = u32::try_from(plain.len()).map_err(|_| {
+        FormatError::malformed(
+            "chunk",
+            format!("plain offset {plain_off}"),
+            "is longer than 4 GiB",
+        )
+    })?;
     Ok(EncodedChunk {
         plain_off,
         plain_len,

@@ -49,7 +49,10 @@ impl ArchiveRepository {
     }
 
     async fn load(&self, digest: BlobDigest, max_len: u64) -> Result<Bytes, Error> {
-        let stored = self.blobs.get(&digest).ok_or_else(|| self.absent(format!("blob {digest}")))?;
+        let stored = self
+            .blobs
+            .get(&digest)
+            .ok_or_else(|| self.absent(format!("blob {digest}")))?;
         let bytes = match stored.clone() {
             Stored::Made(bytes) => bytes,
             Stored::Range(range) => {
@@ -81,9 +84,10 @@ impl Repository for ArchiveRepository {
         async move {
             let digest = match name {
                 ManifestName::Digest(digest) => BlobDigest(*digest),
-                ManifestName::Tag(tag) => {
-                    *self.tags.get(tag).ok_or_else(|| self.absent(format!("image tagged {tag}")))?
-                }
+                ManifestName::Tag(tag) => *self
+                    .tags
+                    .get(tag)
+                    .ok_or_else(|| self.absent(format!("image tagged {tag}")))?,
             };
             let bytes = self.load(digest, self.limits.manifest_len).await?;
             Ok(Manifest {
@@ -127,7 +131,10 @@ struct ArchiveBlob {
 impl ArchiveBlob {
     fn check(&self, wanted: &Range<u64>) -> Result<&Stored, Error> {
         let refuse = |kind, reason: String| {
-            Err(Error::new(kind, format!("blob {} of {} {reason}", self.digest, self.location)))
+            Err(Error::new(
+                kind,
+                format!("blob {} of {} {reason}", self.digest, self.location),
+            ))
         };
         let Some(stored) = &self.stored else {
             return refuse(ErrorKind::NotFound, "is not in the archive".to_owned());
@@ -137,7 +144,10 @@ impl ArchiveBlob {
             Stored::Made(bytes) => bytes.len() as u64,
         };
         if len != self.stored_len {
-            return refuse(ErrorKind::Corrupt, format!("has {len} bytes, expected {}", self.stored_len));
+            return refuse(
+                ErrorKind::Corrupt,
+                format!("has {len} bytes, expected {}", self.stored_len),
+            );
         }
         if wanted.start > wanted.end || wanted.end > len {
             return refuse(ErrorKind::InvalidInput, format!("has no range {wanted:?}"));

@@ -81,7 +81,10 @@ fn choose<'a>(
             .find(|image| tags_of(image).any(|tag| same_reference(tag, reference)))
             .ok_or_else(|| {
                 let names: Vec<_> = all_tags().map(String::as_str).collect();
-                Error::Refused(format!("{location} holds no image {reference}; it has {}", names.join(", ")))
+                Error::Refused(format!(
+                    "{location} holds no image {reference}; it has {}",
+                    names.join(", ")
+                ))
             }),
     }
 }
@@ -127,7 +130,12 @@ fn layer_of(
     diff_id: DiffId,
     blobs: &mut HashMap<BlobDigest, Stored>,
 ) -> Result<Value, Error> {
-    let missing = || Error::document("manifest.json", format!("names the layer {path}, which is not there"));
+    let missing = || {
+        Error::document(
+            "manifest.json",
+            format!("names the layer {path}, which is not there"),
+        )
+    };
     let range = tar.find(path).ok_or_else(missing)?;
     let read = |error| Error::io(format!("cannot read {path} in the archive"), error);
     let len = range.end - range.start;
@@ -182,7 +190,14 @@ mod tests {
         let images = [image("a:1"), image("b:1")];
         let error = choose("docker-archive:x", &images, None).unwrap_err().to_string();
         assert!(error.contains("a:1, b:1"), "{error}");
-        assert_eq!(choose("x", &images, Some("b:1")).unwrap().repo_tags.as_ref().unwrap()[0], "b:1");
+        assert_eq!(
+            choose("x", &images, Some("b:1"))
+                .unwrap()
+                .repo_tags
+                .as_ref()
+                .unwrap()[0],
+            "b:1"
+        );
         assert!(choose("x", &images, Some("c")).is_err());
     }
 }

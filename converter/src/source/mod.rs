@@ -37,12 +37,10 @@ impl Source {
     ///
     /// # Errors
     /// What hinders opening it; [`Error::Refused`] when it holds several images and the name chooses none.
-    pub async fn open(name: &ImageName, registries: &RegistryClient) -> Result<Self, Error> {
+    pub async fn open(name: &ImageName, registries: &Arc<RegistryClient>) -> Result<Self, Error> {
         let shown = name.to_string();
         let (repository, manifest): (Arc<dyn Repository>, _) = match name {
-            ImageName::Registry(reference) => {
-                (Arc::new(registries.repository(reference)?), reference.manifest_name())
-            }
+            ImageName::Registry(reference) => (registries.repository(reference)?, reference.manifest_name()),
             ImageName::Layout { path, name } => open_layout(path, name.as_ref()).await?,
             ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => open_archive(name).await?,
         };

@@ -66,13 +66,11 @@ fn tags(index: &Value) -> HashMap<String, BlobDigest> {
 }
 
 /// The error for an archive of several images when none was named.
-pub(super) fn ambiguous<'a>(
-    location: &str,
-    images: usize,
-    names: impl Iterator<Item = &'a String>,
-) -> Error {
+pub(super) fn ambiguous<'a>(location: &str, images: usize, names: impl Iterator<Item = &'a String>) -> Error {
     let mut names: Vec<&str> = names.map(String::as_str).collect();
     names.sort_unstable();
     let names = names.join(", ");
-    Error::Refused(format!("{location} holds {images} images; name one of them: {names}"))
+    Error::Refused(format!(
+        "{location} holds {images} images; name one of them: {names}"
+    ))
 }

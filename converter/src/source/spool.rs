@@ -19,10 +19,15 @@ const LARGE_TEMPORARY_FILES: &str = "/var/tmp";
 /// # Errors
 /// [`Error::Io`] when it cannot be read or copied, [`Error::Undecodable`] for a broken compressed one.
 pub(super) fn open(path: Option<&Path>) -> Result<File, Error> {
-    let Some(path) = path else { return spool(Box::new(io::stdin())) };
+    let Some(path) = path else {
+        return spool(Box::new(io::stdin()));
+    };
     let what = || format!("cannot open {}", path.display());
     let mut file = File::open(path).map_err(|error| Error::io(what(), error))?;
-    let is_file = file.metadata().map_err(|error| Error::io(what(), error))?.is_file();
+    let is_file = file
+        .metadata()
+        .map_err(|error| Error::io(what(), error))?
+        .is_file();
     if !is_file {
         return spool(Box::new(file));
     }
@@ -37,12 +42,18 @@ pub(super) fn open(path: Option<&Path>) -> Result<File, Error> {
 
 fn spool(mut from: Box<dyn Read>) -> Result<File, Error> {
     let mut start = [0; Compression::MAGIC_LEN];
-    let len = read_start(&mut *from, &mut start).map_err(|error| Error::io("cannot read the archive", error))?;
+    let len =
+        read_start(&mut *from, &mut start).map_err(|error| Error::io("cannot read the archive", error))?;
     let compression = Compression::of(&start[..len])?;
     let whole = BufReader::new(io::Cursor::new(start[..len].to_vec()).chain(from));
     let mut plain = compression.decoder(whole)?;
     let directory = directory();
-    let what = || format!("cannot copy the archive to a temporary file in {}", directory.display());
+    let what = || {
+        format!(
+            "cannot copy the archive to a temporary file in {}",
+            directory.display()
+        )
+    };
     let mut to = tempfile::tempfile_in(&directory).map_err(|error| Error::io(what(), error))?;
     io::copy(&mut plain, &mut to).map_err(|error| Error::io(what(), error))?;
     to.rewind().map_err(|error| Error::io(what(), error))?;

@@ -56,7 +56,10 @@ impl TarFile {
         let mut members = BTreeMap::new();
         let mut parser = Parser::with_defaults();
         let mut off = 0;
-        let len = file.metadata().map_err(|error| Error::io("cannot look at the archive", error))?.len();
+        let len = file
+            .metadata()
+            .map_err(|error| Error::io("cannot look at the archive", error))?
+            .len();
         while let Some(found) = next_member(&file, &mut parser, &mut off).map_err(undecodable)? {
             let (path, member) = found;
             if let Member::Data(range) = &member
@@ -67,7 +70,10 @@ impl TarFile {
             }
             members.insert(path, member);
             if members.len() > MEMBERS_MAX {
-                return Err(Error::document("tar archive", format!("has more than {MEMBERS_MAX} members")));
+                return Err(Error::document(
+                    "tar archive",
+                    format!("has more than {MEMBERS_MAX} members"),
+                ));
             }
         }
         Ok(Self {
@@ -106,10 +112,14 @@ impl TarFile {
     /// [`Error::Document`] when there is no such member or it is longer than `max_len`.
     pub(crate) fn read(&self, path: &str, max_len: u64) -> Result<Vec<u8>, Error> {
         let refuse = |reason: String| Error::document("image archive", reason);
-        let range = self.find(path).ok_or_else(|| refuse(format!("has no member {path}")))?;
+        let range = self
+            .find(path)
+            .ok_or_else(|| refuse(format!("has no member {path}")))?;
         let len = range.end - range.start;
         if len > max_len {
-            return Err(refuse(format!("member {path} has {len} bytes, over the limit of {max_len}")));
+            return Err(refuse(format!(
+                "member {path} has {len} bytes, over the limit of {max_len}"
+            )));
         }
         let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
         let read = self.file.read_exact_at(&mut bytes, range.start);
@@ -222,7 +232,10 @@ mod tests {
     #[test]
     fn members_are_found_through_links_and_odd_names() {
         let file = |path: &str, data: &'static [u8]| {
-            (Entry::generated(path, EntryKind::Regular, 0o644, data.len() as u64), data)
+            (
+                Entry::generated(path, EntryKind::Regular, 0o644, data.len() as u64),
+                data,
+            )
         };
         let mut link = Entry::generated("b/layer.tar", EntryKind::Symlink, 0o777, 0);
         link.link = b"../a/layer.tar".to_vec();
@@ -245,7 +258,8 @@ mod tests {
     #[test]
     fn a_cut_archive_is_refused() {
         let mut file = tempfile::tempfile().unwrap();
-        file.write_all(&Entry::generated("a", EntryKind::Regular, 0o644, 5000).encode()).unwrap();
+        file.write_all(&Entry::generated("a", EntryKind::Regular, 0o644, 5000).encode())
+            .unwrap();
         file.write_all(&[1; 100]).unwrap();
         assert!(TarFile::open(file).is_err());
         let mut file = tempfile::tempfile().unwrap();

@@ -35,7 +35,7 @@ impl Target {
     ///
     /// # Errors
     /// [`Error::Refused`] for a name that cannot be written to; what hinders creating it.
-    pub async fn create(name: &ImageName, registries: &RegistryClient) -> Result<Self, Error> {
+    pub async fn create(name: &ImageName, registries: &Arc<RegistryClient>) -> Result<Self, Error> {
         match name {
             ImageName::Registry(reference) => Self::in_registry(name, reference, registries),
             ImageName::Layout { path, name: tag } => {
@@ -65,14 +65,14 @@ impl Target {
     fn in_registry(
         name: &ImageName,
         reference: &Reference,
-        registries: &RegistryClient,
+        registries: &Arc<RegistryClient>,
     ) -> Result<Self, Error> {
         let ManifestName::Tag(tag) = reference.manifest_name() else {
             return Err(digest_refused(name));
         };
         Ok(Self {
             shown: name.to_string(),
-            repository: Arc::new(registries.repository(reference)?),
+            repository: registries.repository(reference)?,
             tag: Some(tag),
             reference: Some(reference.clone()),
             layout: None,
@@ -129,7 +129,10 @@ impl Target {
     /// What hinders writing.
     pub(crate) async fn put_root(&self, media_type: &str, bytes: Bytes) -> Result<(), Error> {
         let (digest, len) = (Digest::of(&bytes), bytes.len() as u64);
-        let name = self.tag.clone().map_or(ManifestName::Digest(digest), ManifestName::Tag);
+        let name = self
+            .tag
+            .clone()
+            .map_or(ManifestName::Digest(digest), ManifestName::Tag);
         self.repository.put_manifest(&name, media_type, bytes).await?;
         if let (None, Some(layout)) = (&self.tag, &self.layout) {
             layout.add_untagged(digest, media_type, len).await?;
@@ -165,5 +168,7 @@ fn tag_of(name: &ImageName, tag: Option<&ManifestName>) -> Result<Option<String>
 }
 
 fn digest_refused(name: &ImageName) -> Error {
-    Error::Refused(format!("{name}: the digest of a new image is not known beforehand; name a tag"))
+    Error::Refused(format!(
+        "{name}: the digest of a new image is not known beforehand; name a tag"
+    ))
 }

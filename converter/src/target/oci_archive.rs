@@ -44,13 +44,16 @@ impl UnsealedArchive {
             .tempfile_in(directory_of(&self.path))
             .map_err(|error| Error::io(what(), error))?;
         write_archive(self.layout_dir.path(), tar.as_file()).map_err(|error| Error::io(what(), error))?;
-        tar.persist(&self.path).map_err(|error| Error::io(what(), error.error))?;
+        tar.persist(&self.path)
+            .map_err(|error| Error::io(what(), error.error))?;
         Ok(())
     }
 }
 
 fn directory_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."))
+    path.parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or_else(|| Path::new("."))
 }
 
 fn write_archive(layout: &Path, to: &File) -> io::Result<()> {
@@ -60,7 +63,10 @@ fn write_archive(layout: &Path, to: &File) -> io::Result<()> {
     }
     let mut blobs = Vec::new();
     for entry in fs::read_dir(layout.join("blobs/sha256"))? {
-        let name = entry?.file_name().into_string().map_err(|_| io::ErrorKind::InvalidData)?;
+        let name = entry?
+            .file_name()
+            .into_string()
+            .map_err(|_| io::ErrorKind::InvalidData)?;
         blobs.push(format!("blobs/sha256/{name}"));
     }
     blobs.sort_unstable();
