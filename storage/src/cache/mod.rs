@@ -18,6 +18,7 @@ mod presence;
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -116,7 +117,8 @@ impl Cache {
             .join(chain_id.0.to_hex())
     }
 
-    /// Keeps an image tree and returns where. Atomic and durable: a file under that name is whole. Blocks on the disk.
+    /// Keeps an image tree, read-only, and returns where. Atomic: a running mount keeps the file that it has. Not synced, as
+    /// a mount writes its tree anew and never trusts one that it finds. Blocks on the disk.
     ///
     /// # Errors
     /// What hinders writing.
@@ -130,11 +132,15 @@ impl Cache {
             .tempfile_in(dir)
             .map_err(what)?;
         file.write_all(bytes).map_err(what)?;
-        file.as_file().sync_all().map_err(what)?;
+        let sealed = std::fs::Permissions::from_mode(TREE_MODE);
+        file.as_file().set_permissions(sealed).map_err(what)?;
         file.persist(&path).map_err(|error| what(error.error))?;
         Ok(path)
     }
 }
+
+/// Mode of image trees: they are memory-mapped, so nobody may write or cut them.
+const TREE_MODE: u32 = 0o400;
 
 /// Says once per cache that it does not keep what it is given.
 #[derive(Debug)]
