@@ -7,11 +7,12 @@ use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result};
 
 use crate::document::{self, Layout};
-use crate::{prerequisites, process, scratch};
+use crate::{prerequisites, process, scratch, sluice};
 
 /// Base, python and a small application: three layers, about 200 MB plain.
 pub const SMALL: &str = "small";
@@ -58,6 +59,51 @@ fn upper_to_image() -> Result<PathBuf> {
         path.display()
     );
     Ok(path)
+}
+
+/// One of the images as `sluice convert` makes it, converted once for a build of the binary.
+///
+/// # Errors
+/// As [`layout`], and when it cannot be converted.
+pub fn converted(tag: &str) -> Result<String> {
+    let directory = layout()?
+        .directory
+        .with_file_name(format!("converted-{}", build_of_binary()?));
+    fs::create_dir_all(&directory)?;
+    remove_other_builds(&directory)?;
+    let lock = fs::File::create(directory.join(format!("{tag}.lock")))?;
+    // Tests are processes of their own: the first converts, the others wait for it.
+    lock.lock()?;
+    let (complete, layout) = (directory.join(format!("{tag}.complete")), directory.join(tag));
+    if !complete.exists() {
+        sluice::convert(&reference(tag)?, &layout, tag, &[])?;
+        fs::write(complete, b"")?;
+    }
+    Ok(format!("oci:{}:{tag}", layout.display()))
+}
+
+/// Takes away what other builds of the binary converted: it would pile up with every change.
+fn remove_other_builds(kept: &Path) -> Result<()> {
+    let parent = kept
+        .parent()
+        .context("the directory of converted images has no parent")?;
+    for entry in fs::read_dir(parent)? {
+        let path = entry?.path();
+        let is_conversion = path
+            .file_name()
+            .is_some_and(|name| name.as_encoded_bytes().starts_with(b"converted-"));
+        if is_conversion && path != kept {
+            fs::remove_dir_all(path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Tells one build of the binary from another: its length and the time it was written.
+fn build_of_binary() -> Result<String> {
+    let metadata = fs::metadata(sluice::binary()?)?;
+    let written = metadata.modified()?.duration_since(UNIX_EPOCH)?;
+    Ok(format!("{}-{}", metadata.len(), written.as_millis()))
 }
 
 /// `oci:LAYOUT:TAG` of one of the images.

@@ -3,12 +3,13 @@
 //! A feature adds its entries to the layers in [`Stack`]; the tree comparison then says by path which rule is broken. Only
 //! what containerd's overlayfs unpack accepts is here; [`lower_hard_link`] is an image that it refuses.
 
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Result;
 use serde_json::json;
 
-use super::entry::Entry;
+use super::entry::{Entry, Pattern};
 use super::{Compression, Image, ImageBuilder, Layer, Sparse, SparseEncoding};
 
 /// Directories of the edge image that no entry of the highest layer touching them describes: containerd gives them the
@@ -311,53 +312,77 @@ fn modes_and_devices(stack: &mut Stack) {
     ]);
 }
 
+/// Files with holes in one encoding, each with a name for its shape: data in whole blocks or not, holes at the ends.
+fn sparse_shapes(encoding: SparseEncoding) -> Vec<(&'static str, Sparse)> {
+    let bytes = |seed: u64, len: usize| {
+        let mut bytes = vec![0; len];
+        // Reading from an endless pattern cannot end early.
+        let _ = Pattern::new(seed).read(&mut bytes);
+        bytes
+    };
+    let whole_blocks = vec![
+        (0, bytes(1, 1024)),
+        (8192, bytes(2, 512)),
+        (1 << 20, bytes(3, 4096)),
+    ];
+    let odd_offsets = vec![
+        (100, bytes(7, 1000)),
+        (5001, bytes(8, 3)),
+        (70_000, bytes(9, 20_000)),
+    ];
+    let many = (0..200).map(|at| (at * 8192, bytes(at, 512))).collect();
+    let shapes = [
+        ("whole-blocks", whole_blocks, (1 << 20) + 4096),
+        ("hole-at-both-ends", vec![(4096, bytes(4, 512))], 100_000),
+        ("odd-tail", vec![(0, bytes(5, 512)), (2048, bytes(6, 700))], 2748),
+        ("odd-offsets", odd_offsets, 90_001),
+        ("no-data", vec![(65_536, Vec::new())], 65_536),
+        ("many", many, 200 * 8192),
+    ];
+    let sparse = |(name, segments, real_len)| {
+        let sparse = Sparse {
+            encoding,
+            segments,
+            real_len,
+        };
+        (name, sparse)
+    };
+    shapes.into_iter().map(sparse).collect()
+}
+
 fn sparse_files(stack: &mut Stack) {
     stack.low.push(Entry::directory("sparse", 0o755));
-    let bytes = |seed: u8, len: usize| {
-        (0..len)
-            .map(|at| seed.wrapping_add((at % 251) as u8))
-            .collect::<Vec<u8>>()
-    };
-    for (encoding, name) in SparseEncoding::ALL {
-        let shapes = [
-            (
-                "aligned",
-                vec![
-                    (0, bytes(1, 1024)),
-                    (8192, bytes(2, 512)),
-                    (1 << 20, bytes(3, 4096)),
-                ],
-                (1 << 20) + 4096,
-            ),
-            ("hole-at-both-ends", vec![(4096, bytes(4, 512))], 100_000),
-            ("odd-tail", vec![(0, bytes(5, 512)), (2048, bytes(6, 700))], 2748),
-            (
-                "odd-offsets",
-                vec![
-                    (100, bytes(7, 1000)),
-                    (5001, bytes(8, 3)),
-                    (70_000, bytes(9, 20_000)),
-                ],
-                90_001,
-            ),
-            ("no-data", vec![(65_536, Vec::new())], 65_536),
-            (
-                "many",
-                (0..200).map(|at| (at * 8192, bytes(at as u8, 512))).collect(),
-                200 * 8192,
-            ),
-        ];
-        for (shape, segments, real_len) in shapes {
-            let sparse = Sparse {
-                encoding,
-                segments,
-                real_len,
-            };
+    for (encoding, name) in SparseEncoding::PAX {
+        for (shape, sparse) in sparse_shapes(encoding) {
             stack
                 .low
                 .push(Entry::sparse(format!("sparse/{name}-{shape}"), sparse));
         }
     }
+}
+
+/// An image of files with holes in the old GNU encoding, which containerd refuses as an unknown type, with the content
+/// that each has to have. Under the tag `old-gnu-sparse`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn old_gnu_sparse(directory: &Path) -> Result<(Image, Vec<(&'static str, Vec<u8>)>)> {
+    let shapes = sparse_shapes(SparseEncoding::OldGnu);
+    let contents = shapes
+        .iter()
+        .map(|(name, sparse)| (*name, sparse.content()))
+        .collect();
+    let layer = Layer::of(
+        shapes
+            .into_iter()
+            .map(|(name, sparse)| Entry::sparse(name, sparse)),
+    );
+    Ok((
+        ImageBuilder::new()
+            .layer(layer)
+            .write(directory, "old-gnu-sparse")?,
+        contents,
+    ))
 }
 
 fn file_lengths(stack: &mut Stack) {

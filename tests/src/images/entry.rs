@@ -571,7 +571,7 @@ mod tests {
 
     #[test]
     fn pax_records_count_their_own_length() {
-        assert_eq!(pax_record(b"path", b"x"), b"10 path=x\n");
+        assert_eq!(pax_record(b"path", b"x"), b"9 path=x\n");
         assert_eq!(pax_record(b"path", b"ab"), b"11 path=ab\n");
         let long = pax_record(b"k", &[b'v'; 100]);
         assert!(long.starts_with(format!("{} k=", long.len()).as_bytes()));

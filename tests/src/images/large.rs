@@ -73,7 +73,7 @@ pub fn wide_directory(directory: &Path, count: u32) -> Result<Image> {
 pub fn holes_over_4_gib(directory: &Path) -> Result<Image> {
     let encodings = [
         (SparseEncoding::Pax10, "pax-1.0"),
-        (SparseEncoding::OldGnu, "old-gnu"),
+        (SparseEncoding::Pax01, "pax-0.1"),
     ];
     let entries = encodings.map(|(encoding, name)| {
         let at_the_end = OVER_4_GIB - 12_345;

@@ -19,9 +19,8 @@ pub enum SparseEncoding {
 }
 
 impl SparseEncoding {
-    /// Every encoding with a short name for paths.
-    pub const ALL: [(Self, &'static str); 4] = [
-        (Self::OldGnu, "old-gnu"),
+    /// The PAX encodings, each with a short name for paths.
+    pub const PAX: [(Self, &'static str); 3] = [
         (Self::Pax00, "pax-0.0"),
         (Self::Pax01, "pax-0.1"),
         (Self::Pax10, "pax-1.0"),
@@ -47,6 +46,16 @@ const IN_EXTENSION: usize = 21;
 const SEGMENT: usize = 24;
 
 impl Sparse {
+    /// The bytes of the file, holes as zeros.
+    pub fn content(&self) -> Vec<u8> {
+        let mut content = vec![0; usize::try_from(self.real_len).unwrap_or(0)];
+        for (offset, bytes) in &self.segments {
+            let at = usize::try_from(*offset).unwrap_or(usize::MAX);
+            content[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        content
+    }
+
     /// Changes `header` to announce the segments, and gives the bytes that follow it.
     pub(super) fn prepare(&self, header: &mut Header) -> Vec<u8> {
         let data: Vec<u8> = self

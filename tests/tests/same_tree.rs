@@ -1,0 +1,125 @@
+//! Promise: a mounted image has the tree that containerd's overlayfs unpack of the unconverted image has, in both front
+//! ends, whatever odd things its layers do.
+
+use anyhow::Result;
+use sluice_tests::containerd::Containerd;
+use sluice_tests::document::Layout;
+use sluice_tests::images::{Image, edge, large};
+use sluice_tests::mounted::{FRONTS, Mounting};
+use sluice_tests::registry::CountingRegistry;
+use sluice_tests::scratch::Scratch;
+use sluice_tests::tree_compare::{Exceptions, compare};
+use sluice_tests::{debian, sluice};
+
+/// Compares containerd's view of an unconverted image with `converted` in both front ends, and the front ends with each
+/// other.
+fn assert_same_tree(layout: &Layout, tag: &str, converted: &str, exceptions: &Exceptions) -> Result<()> {
+    let registry = CountingRegistry::serve(layout)?;
+    let containerd = Containerd::start()?;
+    let reference = format!("{}/test:{tag}", registry.address());
+    containerd.pull(&reference)?;
+    let view = containerd.view(&reference, "view")?;
+    let mounts = FRONTS.map(|front| Mounting::new(converted, front).mount());
+    let [erofs, fuse] = mounts;
+    let (erofs, fuse) = (erofs?, fuse?);
+    let against_erofs = compare(&view.directory, &erofs.directory, exceptions)?;
+    let against_fuse = compare(&view.directory, &fuse.directory, exceptions)?;
+    anyhow::ensure!(
+        against_erofs.is_none() && against_fuse.is_none(),
+        "erofs: {against_erofs}\nfuse: {against_fuse}"
+    );
+    let between = Exceptions {
+        contents: true,
+        ..Exceptions::none()
+    };
+    compare(&erofs.directory, &fuse.directory, &between)?.assert_none()?;
+    erofs.unmount()?;
+    fuse.unmount()
+}
+
+fn assert_same_tree_converted_now(image: &Image, scratch: &Scratch, exceptions: &Exceptions) -> Result<()> {
+    let converted = sluice::convert(&image.reference(), &scratch.join("converted"), "c", &[])?;
+    assert_same_tree(&image.layout, &image.tag, &converted, exceptions)
+}
+
+fn by_containerd() -> Exceptions {
+    Exceptions::of_containerd(&[], &[])
+}
+
+#[test]
+fn privileged_every_odd_tar_entry_looks_as_containerd_unpacks_it() -> Result<()> {
+    let scratch = Scratch::new("edge")?;
+    let image = edge::write(&scratch.join("source"))?;
+    let exceptions = Exceptions::of_containerd(&edge::IMPLIED_DIRECTORIES, &edge::LOST_A_NAME);
+    assert_same_tree_converted_now(&image, &scratch, &exceptions)
+}
+
+#[test]
+fn privileged_a_hard_link_to_a_lower_layer_is_one_file_with_its_target() -> Result<()> {
+    let scratch = Scratch::new("lower-link")?;
+    let image = edge::lower_hard_link(&scratch.join("source"))?;
+    let converted = sluice::convert(&image.reference(), &scratch.join("converted"), "c", &[])?;
+    for front in FRONTS {
+        let mounted = Mounting::new(&converted, front).mount()?;
+        let (target, name) = (
+            mounted.directory.join("d/target"),
+            mounted.directory.join("d/name"),
+        );
+        assert_eq!(std::fs::read(&name)?, b"from below", "{front}");
+        use std::os::unix::fs::MetadataExt;
+        let (target, name) = (std::fs::metadata(target)?, std::fs::metadata(name)?);
+        assert_eq!((target.ino(), target.nlink()), (name.ino(), 2), "{front}");
+        assert_eq!((name.uid(), name.gid()), (7, 8), "{front}");
+        mounted.unmount()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn privileged_sixty_layers_stack_as_in_containerd() -> Result<()> {
+    let scratch = Scratch::new("many-layers")?;
+    let image = large::many_layers(&scratch.join("source"), 60)?;
+    assert_same_tree_converted_now(&image, &scratch, &by_containerd())
+}
+
+#[test]
+fn privileged_a_directory_of_a_hundred_thousand_entries_is_whole() -> Result<()> {
+    let scratch = Scratch::new("wide")?;
+    let image = large::wide_directory(&scratch.join("source"), 100_000)?;
+    assert_same_tree_converted_now(&image, &scratch, &by_containerd())
+}
+
+#[test]
+fn privileged_a_small_real_image_is_the_same() -> Result<()> {
+    assert_same_tree(
+        &debian::layout()?,
+        debian::SMALL,
+        &debian::converted(debian::SMALL)?,
+        &by_containerd(),
+    )
+}
+
+#[test]
+fn privileged_a_gigabyte_real_image_is_the_same() -> Result<()> {
+    assert_same_tree(
+        &debian::layout()?,
+        debian::LARGE,
+        &debian::converted(debian::LARGE)?,
+        &by_containerd(),
+    )
+}
+
+#[test]
+fn privileged_heavy_holes_beyond_4_gib_are_the_same() -> Result<()> {
+    let scratch = Scratch::new("holes")?;
+    let image = large::holes_over_4_gib(&scratch.join("source"))?;
+    assert_same_tree_converted_now(&image, &scratch, &by_containerd())
+}
+
+#[test]
+#[ignore = "slow: writes and reads more than 4 GiB several times; CI runs it with --run-ignored all"]
+fn privileged_heavy_bytes_beyond_4_gib_are_the_same() -> Result<()> {
+    let scratch = Scratch::new("bytes")?;
+    let image = large::bytes_over_4_gib(&scratch.join("source"))?;
+    assert_same_tree_converted_now(&image, &scratch, &by_containerd())
+}
