@@ -26,4 +26,6 @@ const OPAQUE_NAME: &[u8] = b"trusted.overlay.opaque";
 const OPAQUE_VALUE: &[u8] = b"y";
 
 #[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
 mod tests;

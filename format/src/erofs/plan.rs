@@ -283,7 +283,7 @@ fn place_blocks(inodes: &mut [PlannedInode<'_>], start: u64) -> u64 {
     end
 }
 
-fn refused(reason: &str) -> FormatError {
+fn refused(reason: impl ToString) -> FormatError {
     FormatError::malformed("EROFS", "inode", reason)
 }
 

@@ -45,10 +45,7 @@ pub(super) fn area_count(len: usize) -> u16 {
 }
 
 /// The area for `xattrs`, plus `extra` attributes that sort anywhere. Empty when there are none.
-pub(super) fn encode<'a>(
-    xattrs: &'a Xattrs,
-    extra: Option<(&'a [u8], &'a [u8])>,
-) -> Result<Vec<u8>, &'static str> {
+pub(super) fn encode<'a>(xattrs: &'a Xattrs, extra: Option<(&'a [u8], &'a [u8])>) -> Result<Vec<u8>, String> {
     if xattrs.is_empty() && extra.is_none() {
         return Ok(Vec::new());
     }
@@ -64,19 +61,27 @@ pub(super) fn encode<'a>(
     for (name, value) in own.chain(extra) {
         push_entry(&mut area, name, value)?;
         if area.len() > AREA_MAX {
-            return Err("extended attributes are longer than the 262 KB that EROFS can hold");
+            return Err(format!(
+                "has extended attributes of more than the {AREA_MAX} bytes that EROFS can hold"
+            ));
         }
     }
     Ok(area)
 }
 
-fn push_entry(area: &mut Vec<u8>, name: &[u8], value: &[u8]) -> Result<(), &'static str> {
-    let (prefix, rest) = split(name).ok_or("an extended attribute has a name that EROFS cannot store")?;
+fn push_entry(area: &mut Vec<u8>, name: &[u8], value: &[u8]) -> Result<(), String> {
+    let refuse = |reason: &str| {
+        format!(
+            "has the extended attribute \"{}\", whose {reason}",
+            Printable(name)
+        )
+    };
+    let (prefix, rest) = split(name).ok_or_else(|| refuse("name EROFS cannot store"))?;
     let entry = XattrEntry {
-        name_len: u8::try_from(rest.len()).map_err(|_| "an extended attribute name is over 255 bytes")?,
+        name_len: u8::try_from(rest.len()).map_err(|_| refuse("name is over 255 bytes"))?,
         prefix,
         value_len: u16::try_from(value.len())
-            .map_err(|_| "an extended attribute value is over 65535 bytes")?
+            .map_err(|_| refuse("value is over 65535 bytes"))?
             .into(),
     };
     area.extend_from_slice(entry.as_bytes());
@@ -160,24 +165,20 @@ fn split_again(prefix: u8, rest: &[u8]) -> bool {
 
 /// All attributes of an area.
 pub(super) fn parse(area: &[u8], limits: &Limits) -> Result<Xattrs, FormatError> {
-    FormatError::check_limit(
-        "length of extended attributes",
-        area.len() as u64,
-        (limits.xattr_bytes + OVERHEAD_PER_XATTR * limits.xattr_count) as u64,
-    )?;
     let mut xattrs = Xattrs::new();
+    let mut len = 0;
     for entry in entries(area) {
         let entry = entry.map_err(|reason| FormatError::malformed("EROFS", "inode", reason))?;
         let name = [entry.prefix, entry.rest].concat();
-        if let Some(_twice) = xattrs.insert(name.clone(), entry.value.to_vec()) {
-            let reason = format!("extended attribute \"{}\" comes twice", Printable(&name));
+        len += (name.len() + entry.value.len()) as u64;
+        FormatError::check_limit("length of extended attributes", len, limits.xattr_bytes as u64)?;
+        if xattrs.contains_key(&name) {
+            let reason = format!("has the extended attribute \"{}\" twice", Printable(&name));
             return Err(FormatError::malformed("EROFS", "inode", reason));
         }
+        xattrs.insert(name, entry.value.to_vec());
         let count = xattrs.len() as u64;
         FormatError::check_limit("number of extended attributes", count, limits.xattr_count as u64)?;
     }
     Ok(xattrs)
 }
-
-/// Bytes of an area that are neither name nor value, per attribute: head, padding and its part of the header.
-const OVERHEAD_PER_XATTR: usize = size_of::<XattrEntry>() + ALIGN + HEADER_LEN;

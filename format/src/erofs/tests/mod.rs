@@ -1,0 +1,6 @@
+//! Promises of the EROFS writer and reader together.
+
+mod hostile;
+mod reading;
+mod refusals;
+mod round_trip;
