@@ -164,3 +164,150 @@ pub fn name_hash<'a>(components: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     }
     hash
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNK: u32 = 64 << 10;
+    const SIZE: u64 = CHUNK as u64;
+
+    /// Lays entries of `(headers, data)` one behind the other, pads them, and cuts them.
+    fn cut(entries: &[(u64, u64)], name_hash: u64) -> Vec<u64> {
+        let mut cutter = Cutter::new(CHUNK).unwrap();
+        let (mut ends, mut begin) = (Vec::new(), 0);
+        for (headers, data_len) in entries {
+            let data_off = begin + headers;
+            cutter.entry(
+                EntrySpan {
+                    begin,
+                    data_off,
+                    data_len: *data_len,
+                    name_hash,
+                },
+                &mut ends,
+            );
+            begin = (data_off + data_len).next_multiple_of(512);
+        }
+        cutter.finish(begin, &mut ends);
+        ends
+    }
+
+    /// A hash that never asks for a cut, and one that always does.
+    const NEVER: u64 = SIZE / 4 - 1;
+    const ALWAYS: u64 = 0;
+
+    #[test]
+    fn only_sensible_chunk_sizes_are_taken() {
+        for good in [CHUNK_SIZE_MIN, 128 << 10, CHUNK_SIZE_MAX] {
+            assert_eq!(Cutter::new(good).unwrap().max_len(), u64::from(good) * 5 / 4);
+        }
+        for bad in [
+            0,
+            1,
+            CHUNK_SIZE_MIN / 2,
+            CHUNK_SIZE_MIN + 512,
+            CHUNK_SIZE_MAX * 2,
+            u32::MAX,
+        ] {
+            assert!(
+                Cutter::new(bad)
+                    .unwrap_err()
+                    .to_string()
+                    .contains(&bad.to_string())
+            );
+        }
+    }
+
+    #[test]
+    fn large_data_is_cut_from_its_own_begin_to_its_own_end() {
+        let data = 3 * SIZE;
+        assert_eq!(
+            cut(&[(512, data)], NEVER),
+            [512, 512 + SIZE, 512 + 2 * SIZE, 512 + data]
+        );
+        let end = 512 + SIZE + SIZE / 2 + 1;
+        assert_eq!(
+            cut(&[(512, end - 512)], NEVER),
+            [512, 512 + SIZE, end, end.next_multiple_of(512)]
+        );
+    }
+
+    #[test]
+    fn a_short_rest_joins_the_last_chunk() {
+        for (rest, joined) in [
+            (0, true),
+            (512, true),
+            (SIZE / 4 - 512, true),
+            (SIZE / 4, false),
+            (SIZE / 2, false),
+        ] {
+            let end = 512 + 2 * SIZE + rest;
+            let expected = if joined {
+                vec![512, 512 + SIZE, end]
+            } else {
+                vec![512, 512 + SIZE, 512 + 2 * SIZE, end]
+            };
+            assert_eq!(cut(&[(512, end - 512)], NEVER), expected, "rest of {rest}");
+        }
+    }
+
+    #[test]
+    fn data_is_large_from_half_a_chunk_on() {
+        assert_eq!(cut(&[(512, SIZE / 2)], NEVER), [512, 512 + SIZE / 2]);
+        assert_eq!(cut(&[(512, SIZE / 2 - 512)], NEVER), [SIZE / 2]);
+    }
+
+    #[test]
+    fn a_run_ends_before_the_entry_that_would_make_it_too_long() {
+        let len = SIZE / 4 - 1024;
+        assert_eq!(cut(&[(512, len - 512); 9], NEVER), [4 * len, 8 * len, 9 * len]);
+    }
+
+    #[test]
+    fn a_run_ends_by_name_only_after_half_a_chunk() {
+        let entry = (512, SIZE / 8 - 512);
+        assert_eq!(cut(&[entry; 12], ALWAYS), [SIZE / 2, SIZE, SIZE * 3 / 2]);
+        assert_eq!(cut(&[entry; 12], NEVER), [SIZE, SIZE * 3 / 2]);
+    }
+
+    #[test]
+    fn headers_of_a_large_file_stay_with_the_run_before_it() {
+        assert_eq!(cut(&[(512, 512), (1536, SIZE)], ALWAYS), [2560, 2560 + SIZE]);
+        let full = [(512, SIZE / 2 - 1024), (512, SIZE / 2 - 512), (1024, SIZE)];
+        let before = SIZE - 512;
+        assert_eq!(
+            cut(&full, NEVER),
+            [before, before + 1024, before + 1024 + SIZE],
+            "unless they do not fit"
+        );
+    }
+
+    #[test]
+    fn where_bytes_are_announced_changes_nothing() {
+        let entry = EntrySpan {
+            begin: 600,
+            data_off: 200_000,
+            data_len: 300_000,
+            name_hash: 1,
+        };
+        let run = |step: u64| {
+            let (mut cutter, mut ends) = (Cutter::new(CHUNK).unwrap(), Vec::new());
+            (0..200_000)
+                .step_by(usize::try_from(step).unwrap())
+                .for_each(|to| cutter.advance(to, &mut ends));
+            cutter.entry(entry, &mut ends);
+            (200_000..600_000)
+                .step_by(usize::try_from(step).unwrap())
+                .for_each(|to| cutter.advance(to, &mut ends));
+            cutter.end_of_archive(600_000, &mut ends);
+            cutter.finish(1_000_000, &mut ends);
+            ends
+        };
+        let ends = run(1);
+        assert!(ends.contains(&200_000) && ends.contains(&500_000) && ends.last() == Some(&1_000_000));
+        for step in [7, 512, 65_536, 150_000] {
+            assert_eq!(run(step), ends, "announced every {step} bytes");
+        }
+    }
+}

@@ -27,6 +27,9 @@ const OPAQUE_NAME: &[u8] = b".wh..wh..opq";
 /// Bits of `st_mode` that an entry sets.
 const PERMISSION_BITS: i64 = 0o7777;
 
+/// Permissions of every symbolic link on Linux.
+const SYMLINK_PERMISSIONS: u16 = 0o777;
+
 /// Largest user or group; one more is "no change" to the kernel.
 const ID_MAX: u64 = u32::MAX as u64 - 1;
 
@@ -337,9 +340,6 @@ impl TreeBuilder {
         )
     }
 }
-
-/// Permissions of every symbolic link on Linux.
-const SYMLINK_PERMISSIONS: u16 = 0o777;
 
 /// Deferred links with full paths. A link in a directory that was replaced later has none and is dropped.
 fn deferred_links(tree: &Tree, deferred: Vec<Option<Deferred>>) -> Vec<DeferredLink> {

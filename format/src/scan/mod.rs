@@ -6,8 +6,9 @@
 //!
 //! Which bytes are a header is decided as by Go's archive/tar, the reader inside containerd, and the tree follows
 //! containerd's unpack; where they are laxer than the tar formats (a missing end marker, missing padding at the end, a
-//! size on entries without data) so is the scanner, and what they refuse is refused. Old GNU sparse files are taken
-//! although containerd refuses them.
+//! size on entries without data) so is the scanner, and what they refuse is refused. Known differences: old GNU sparse
+//! files and hard links to lower layers are taken; a relative name that climbs above the root, and owners or device
+//! numbers that the kernel would truncate, are refused by name.
 
 mod build;
 mod entry;
@@ -477,3 +478,6 @@ fn at_most(max: u64, plain: &[u8]) -> &[u8] {
 const fn padding(len: u64) -> u64 {
     len.next_multiple_of(BLOCK) - len
 }
+
+#[cfg(test)]
+mod tests;

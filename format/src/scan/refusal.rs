@@ -40,6 +40,9 @@ impl From<String> for Refusal {
 
 impl From<FormatError> for Refusal {
     fn from(error: FormatError) -> Self {
-        Self::Finished(error)
+        match error {
+            FormatError::Name { .. } => Self::Reason(error.to_string().into()),
+            error => Self::Finished(error),
+        }
     }
 }

@@ -79,14 +79,18 @@ fn fate(name: &[u8], value: &[u8], kind: EntryKind) -> Fate {
         _ if name.starts_with(b"user.") && (is_directory || is_regular) => Fate::Keep,
         _ if name.starts_with(b"user.") => Fate::Drop("only files and directories have user attributes"),
         b"system.posix_acl_access" if kind == EntryKind::Symlink => Fate::Drop("symbolic links have no ACL"),
-        b"system.posix_acl_default" if !is_directory => Fate::Drop("only directories have a default ACL"),
-        b"system.posix_acl_access" | b"system.posix_acl_default" if is_acl(value) => Fate::Keep,
-        b"system.posix_acl_access" | b"system.posix_acl_default" => Fate::Drop("the value is not an ACL"),
+        b"system.posix_acl_default" if !is_directory => Fate::Refuse("is on something else than a directory"),
+        b"system.posix_acl_access" | b"system.posix_acl_default" => acl_fate(value),
         _ => Fate::Drop("file systems do not take this name"),
     }
 }
 
-fn is_acl(value: &[u8]) -> bool {
-    let entries = value.strip_prefix(&ACL_VERSION);
-    entries.is_some_and(|entries| !entries.is_empty() && entries.len().is_multiple_of(ACL_ENTRY_LEN))
+/// To the kernel an ACL without entries is none at all.
+fn acl_fate(value: &[u8]) -> Fate {
+    match value.strip_prefix(&ACL_VERSION) {
+        _ if value.is_empty() => Fate::Drop("the ACL is empty"),
+        Some([]) => Fate::Drop("the ACL is empty"),
+        Some(entries) if entries.len().is_multiple_of(ACL_ENTRY_LEN) => Fate::Keep,
+        _ => Fate::Refuse("is not an ACL"),
+    }
 }
