@@ -20,6 +20,8 @@ pub mod platform;
 pub mod registry;
 pub mod repository;
 mod sync;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod transport;
 
 pub use blob::{Blob, ByteStream};

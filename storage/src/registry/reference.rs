@@ -97,6 +97,10 @@ impl FromStr for Reference {
             }
         };
         let parsed = parsed.map_err(|error| refuse(text, error))?;
+        // The grammar lets a first component through that looks like a host and turns out to be none.
+        if parsed.repository().chars().any(|c| c.is_ascii_uppercase()) {
+            return Err(refuse(text, "the repository must be lower-case"));
+        }
         let digest = match parsed.digest() {
             None => None,
             Some(digest) => Some(digest.parse().map_err(|error| refuse(text, error))?),
