@@ -187,7 +187,8 @@ impl<B: AsRef<[u8]>> Image<B> {
     /// As [`Image::xattrs`].
     pub fn xattr(&self, nid: u64, name: &[u8]) -> Result<Option<&[u8]>, FormatError> {
         let located = self.locate(nid)?;
-        for entry in xattr::entries(self.xattr_area(&located)) {
+        let entries = xattr::entries(self.xattr_area(&located)).map_err(|reason| malformed(nid, reason))?;
+        for entry in entries {
             let entry = entry.map_err(|reason| malformed(nid, reason))?;
             if entry.is_named(name) {
                 return Ok(Some(entry.value));

@@ -96,8 +96,7 @@ fn split(name: &[u8]) -> Option<(u8, &[u8])> {
     let (number, rest) = PREFIXES
         .iter()
         .find_map(|(number, prefix)| Some((*number, name.strip_prefix(*prefix)?)))?;
-    let whole = ACL_PREFIXES.contains(&number);
-    (whole == rest.is_empty() && !rest.contains(&0)).then_some((number, rest))
+    is_possible(number, rest).then_some((number, rest))
 }
 
 /// One stored attribute.
@@ -115,24 +114,24 @@ impl StoredXattr<'_> {
 }
 
 /// Reads the attributes of an area one after the other.
-pub(super) fn entries(area: &[u8]) -> impl Iterator<Item = Result<StoredXattr<'_>, &'static str>> {
-    let start = match XattrHeader::ref_from_prefix(area) {
-        Ok((header, rest)) if header.shared_count == 0 => Ok(rest),
-        Ok(_) => Err("has shared extended attributes, which are not supported"),
-        Err(_) => Ok(&area[..0]),
+pub(super) fn entries(
+    area: &[u8],
+) -> Result<impl Iterator<Item = Result<StoredXattr<'_>, &'static str>>, &'static str> {
+    let mut rest = match XattrHeader::ref_from_prefix(area) {
+        Ok((header, [_, ..])) if header.shared_count != 0 => return Err("has shared extended attributes"),
+        Ok((_, rest @ [_, ..])) => rest,
+        // The kernel refuses a header alone.
+        _ if !area.is_empty() => return Err("has an area for extended attributes without any"),
+        _ => area,
     };
-    let mut state = Some(start);
-    std::iter::from_fn(move || {
-        let rest = match state.take()? {
-            Ok([]) => return None,
-            Ok(rest) => rest,
-            Err(reason) => return Some(Err(reason)),
-        };
-        Some(next_entry(rest).map(|(found, rest)| {
-            state = Some(Ok(rest));
-            found
-        }))
-    })
+    Ok(std::iter::from_fn(move || {
+        if rest.is_empty() {
+            return None;
+        }
+        let next = next_entry(rest);
+        rest = next.map_or(&[], |(_, behind)| behind);
+        Some(next.map(|(found, _)| found))
+    }))
 }
 
 fn next_entry(area: &[u8]) -> Result<(StoredXattr<'_>, &[u8]), &'static str> {
@@ -146,20 +145,19 @@ fn next_entry(area: &[u8]) -> Result<(StoredXattr<'_>, &[u8]), &'static str> {
         .iter()
         .find(|(number, _)| *number == entry.prefix)
         .ok_or("has an extended attribute with an unknown prefix")?;
+    if !is_possible(entry.prefix, name) {
+        return Err("has an extended attribute with an impossible name");
+    }
     let found = StoredXattr {
         prefix,
         rest: name,
         value,
     };
-    if split_again(entry.prefix, name) {
-        Ok((found, rest.get(used..).ok_or(CUT)?))
-    } else {
-        Err("has an extended attribute with an impossible name")
-    }
+    Ok((found, rest.get(used..).ok_or(CUT)?))
 }
 
-/// Whether a prefix and a rest are what [`split`] gives.
-fn split_again(prefix: u8, rest: &[u8]) -> bool {
+/// Whether a prefix and a rest make a name: the ACL names have no rest, all others need one.
+fn is_possible(prefix: u8, rest: &[u8]) -> bool {
     ACL_PREFIXES.contains(&prefix) == rest.is_empty() && !rest.contains(&0)
 }
 
@@ -167,8 +165,9 @@ fn split_again(prefix: u8, rest: &[u8]) -> bool {
 pub(super) fn parse(area: &[u8], limits: &Limits) -> Result<Xattrs, FormatError> {
     let mut xattrs = Xattrs::new();
     let mut len = 0;
-    for entry in entries(area) {
-        let entry = entry.map_err(|reason| FormatError::malformed("EROFS", "inode", reason))?;
+    let malformed = |reason| FormatError::malformed("EROFS", "inode", reason);
+    for entry in entries(area).map_err(malformed)? {
+        let entry = entry.map_err(malformed)?;
         let name = [entry.prefix, entry.rest].concat();
         len += (name.len() + entry.value.len()) as u64;
         FormatError::check_limit("length of extended attributes", len, limits.xattr_bytes as u64)?;
