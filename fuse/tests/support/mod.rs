@@ -36,20 +36,15 @@ pub(crate) fn require_erofs(directory: &Path) {
     );
 }
 
-/// A place on a real disk with a runtime and a directory to mount on.
-pub(crate) struct Bench {
+/// A place on a real disk with a runtime and a directory to mount on; `P` owns the place or borrows another process's.
+pub(crate) struct Bench<P = TempDir> {
     pub(crate) runtime: Runtime,
-    pub(crate) scratch: TempDir,
+    pub(crate) scratch: P,
 }
 
 impl Bench {
     pub(crate) fn new() -> Self {
         require_root_and_fuse();
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .unwrap();
         let scratch = tempfile::Builder::new()
             .prefix("fuse-")
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
@@ -58,11 +53,24 @@ impl Bench {
             fs::create_dir(scratch.path().join(directory)).unwrap();
         }
         require_erofs(scratch.path());
-        Self { runtime, scratch }
+        Self {
+            runtime: runtime(),
+            scratch,
+        }
     }
+}
 
+pub(crate) fn runtime() -> Runtime {
+    Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+impl<P: AsRef<Path>> Bench<P> {
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.scratch.path().join(name)
+        self.scratch.as_ref().join(name)
     }
 
     pub(crate) fn target(&self) -> PathBuf {

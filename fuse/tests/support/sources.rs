@@ -47,7 +47,10 @@ impl PlainSource for Memory {
         );
         async move {
             self.reads.fetch_add(1, Ordering::Relaxed);
-            tokio::time::sleep(Duration::from_millis(self.delay_ms.load(Ordering::Relaxed))).await;
+            let delay = self.delay_ms.load(Ordering::Relaxed);
+            if delay > 0 {
+                tokio::time::sleep(Duration::from_millis(delay)).await;
+            }
             assert!(
                 !self.panics.load(Ordering::Relaxed),
                 "a source that panics on demand"
