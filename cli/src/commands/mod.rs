@@ -1,7 +1,7 @@
 //! One file per command.
 
 mod cat;
-//CHECK mod check;
+mod check;
 mod convert;
 mod inspect;
 mod ls;
@@ -22,7 +22,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let done = match args.command {
         Command::Convert(args) => convert::run(&args),
         Command::Pack(args) => pack::run(&args),
-        Command::Check(_) => anyhow::bail!("check is not wired yet"),
+        Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Ls(args) => ls::run(&args),
         Command::Cat(args) => cat::run(&args),
@@ -33,6 +33,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
+        Err(error) if error.is::<check::NotSound>() => Ok(ExitCode::FAILURE),
         Err(error) => Err(error),
     }
 }
