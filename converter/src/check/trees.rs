@@ -79,11 +79,7 @@ impl Comparison<'_> {
             self.report(path, &what);
         }
         match (&expected.kind, &found.kind) {
-            (NodeKind::Directory(a), NodeKind::Directory(b)) => {
-                if (a.opaque, a.implied) != (b.opaque, b.implied) {
-                    self.report(path, "stacks differently on lower layers");
-                }
-            }
+            (NodeKind::Directory(a), NodeKind::Directory(b)) => self.compare_stacking(path, a, b),
             (NodeKind::Regular(a), NodeKind::Regular(b)) => {
                 if a.size != b.size {
                     self.report(path, &format!("has {} bytes, expected {}", b.size, a.size));
@@ -98,6 +94,12 @@ impl Comparison<'_> {
                 );
             }
             _ => {}
+        }
+    }
+
+    fn compare_stacking(&mut self, path: &[u8], expected: &Directory, found: &Directory) {
+        if (expected.opaque, expected.implied) != (found.opaque, found.implied) {
+            self.report(path, "stacks differently on lower layers");
         }
     }
 
