@@ -8,7 +8,9 @@
 //! containerd's unpack; where they are laxer than the tar formats (a missing end marker, missing padding at the end, a
 //! size on entries without data) so is the scanner, and what they refuse is refused. Known differences: old GNU sparse
 //! files and hard links to lower layers are taken; a relative name that climbs above the root, and owners or device
-//! numbers that the kernel would truncate, are refused by name.
+//! numbers that the kernel would truncate, are refused by name. containerd also sets the times of all directories once
+//! more at the end, by name, which fails or hits something else when the layer has replaced a directory; here a time
+//! stays with its directory.
 
 mod build;
 mod entry;
@@ -189,22 +191,24 @@ impl LayerScanner {
     /// Takes at least one byte and says how many.
     fn step(&mut self, plain: &[u8], ends: &mut Vec<u64>) -> Result<usize, FormatError> {
         match self.state {
-            State::Rest => self.offset += plain.len() as u64,
-            State::Padding { missing } => {
-                let used = at_most(missing, plain).len() as u64;
-                self.offset += used;
-                self.pad(missing - used);
-                return Ok(at_most(missing, plain).len());
+            State::Rest => {
+                self.offset += plain.len() as u64;
+                Ok(plain.len())
             }
-            State::Data { missing, padding } => return Ok(self.data(missing, padding, plain)),
+            State::Padding { missing } => {
+                let part = at_most(missing, plain).len();
+                self.offset += part as u64;
+                self.pad(missing - part as u64);
+                Ok(part)
+            }
+            State::Data { missing, padding } => Ok(self.data(missing, padding, plain)),
             State::Extension {
                 kind,
                 missing,
                 padding,
-            } => return self.extension(kind, missing, padding, plain),
-            _ => return self.collect_block(plain, ends),
+            } => self.extension(kind, missing, padding, plain),
+            _ => self.collect_block(plain, ends),
         }
-        Ok(plain.len())
     }
 
     fn collect_block(&mut self, plain: &[u8], ends: &mut Vec<u64>) -> Result<usize, FormatError> {

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 
-use super::header::{BLOCK, Block, Field, number};
+use super::header::{BLOCK, BLOCK_LEN, Block, Field, number};
 use super::pax::decimal;
 use super::refusal::Refusal;
 use crate::tree::{Extent, ExtentSource, FileContent};
@@ -112,22 +112,23 @@ impl MapText {
         self.text.extend_from_slice(block);
         self.lines += block.iter().filter(|byte| **byte == b'\n').count();
         let text_max = (2 * limits.sparse_segments + 2) * MAP_LINE_MAX;
-        let mut lines = self.text.split(|byte| *byte == b'\n');
-        if let Some(line) = lines.next().filter(|_| self.lines > 0) {
-            let count = decimal(line)
-                .and_then(|count| u64::try_from(count).ok())
-                .ok_or(NOT_NUMBERS)?;
-            check_count(count, limits)?;
-            let numbers = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(2);
-            if self.lines > numbers {
-                let listed: Vec<&[u8]> = lines.take(numbers).collect();
-                return segments(&listed, limits).map(Some);
-            }
-        }
-        if self.text.len() > text_max {
+        // The count is looked up again for every block, so it has to be near the begin.
+        if self.lines == 0 || self.text.len() > text_max + BLOCK_LEN {
             return Err("sparse map has overlong lines".into());
         }
-        Ok(None)
+        let mut lines = self.text.split(|byte| *byte == b'\n');
+        let count = lines
+            .next()
+            .and_then(decimal)
+            .and_then(|count| u64::try_from(count).ok());
+        let count = count.ok_or(NOT_NUMBERS)?;
+        check_count(count, limits)?;
+        let numbers = usize::try_from(count).unwrap_or(usize::MAX).saturating_mul(2);
+        if self.lines <= numbers {
+            return Ok(None);
+        }
+        let listed: Vec<&[u8]> = lines.take(numbers).collect();
+        segments(&listed, limits).map(Some)
     }
 }
 
