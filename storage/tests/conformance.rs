@@ -1,14 +1,15 @@
 //! Every repository keeps the promises of the repository and blob contracts.
 
-mod support;
+#[path = "support/docker_registry.rs"]
+mod docker_registry;
 
 use std::sync::Arc;
 
+use docker_registry::DockerRegistry;
 use sluice_storage::testing::conformance::{check_blob, check_writable_repository};
 use sluice_storage::testing::sample::pseudo_random;
 use sluice_storage::testing::{FaultyBlob, MemoryBlob, MemoryRepository};
 use sluice_storage::{Layout, RegistryClient, RegistryOptions};
-use support::DockerRegistry;
 
 #[tokio::test]
 async fn memory_keeps_the_contracts() {

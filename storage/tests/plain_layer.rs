@@ -177,6 +177,10 @@ async fn a_reader_that_goes_away_does_not_stop_the_fetch() {
 #[tokio::test]
 async fn a_failed_fetch_fails_its_waiters_and_is_not_remembered() {
     let bench = Bench::new();
+    // Late enough that all readers wait for the one fetch.
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(200)), Times::First(1));
     bench.blob.inject(Fault::Cut { after: 0 }, Times::First(1));
     let layer = bench.cached();
     for result in join_all((0..5).map(|_| layer.read(0..10))).await {

@@ -1,4 +1,4 @@
-//! A real registry for tests: `docker-registry` on a free port of the loopback interface.
+//! The real `docker-registry` on a free port of the loopback interface.
 
 use std::net::TcpListener;
 use std::path::Path;
