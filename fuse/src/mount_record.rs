@@ -90,11 +90,15 @@ pub(crate) struct OwnRecord {
 }
 
 impl OwnRecord {
-    /// Writes a record.
+    /// Writes a record. `announce` is told its directory before anything is there.
     ///
     /// # Errors
-    /// [`Error::AlreadyMounted`] when a living process has a record for the same target.
-    pub(crate) fn create(run_dir: &Path, record: &MountRecord) -> Result<Self, Error> {
+    /// [`Error::AlreadyMounted`] when a living process has a record for the same target; errors of `announce`.
+    pub(crate) fn create(
+        run_dir: &Path,
+        record: &MountRecord,
+        announce: &mut dyn FnMut(&Path) -> Result<(), Error>,
+    ) -> Result<Self, Error> {
         let failed = |e: io::Error| Error::path("writing a mount record in", run_dir, e);
         let mut builder = DirBuilder::new();
         builder
@@ -104,13 +108,16 @@ impl OwnRecord {
             .map_err(failed)?;
         // Two processes that ask for the same target must not both find it free.
         let _exclusive = lock_wait(File::open(run_dir).map_err(failed)?, LOCK_WAIT).map_err(failed)?;
+        clean_up_dead(run_dir)?;
         if let Some(found) = find_mount(run_dir, &record.target)?.filter(|found| found.alive) {
             return Err(Error::AlreadyMounted {
                 target: record.target.clone(),
                 pid: found.record.pid,
             });
         }
-        let directory = new_directory(run_dir, record.pid).map_err(failed)?;
+        let directory = free_directory(run_dir, record.pid);
+        announce(&directory)?;
+        DirBuilder::new().mode(0o700).create(&directory).map_err(failed)?;
         let lock = write_record(&directory, record)
             .inspect_err(|_| remove(&directory))
             .map_err(failed)?;
@@ -118,11 +125,6 @@ impl OwnRecord {
             directory,
             _lock: lock,
         })
-    }
-
-    /// Where it is.
-    pub(crate) fn directory(&self) -> &Path {
-        &self.directory
     }
 }
 
@@ -132,15 +134,28 @@ impl Drop for OwnRecord {
     }
 }
 
-fn new_directory(run_dir: &Path, pid: u32) -> io::Result<PathBuf> {
+/// Undoes what dead servers left. Called with the lock of the run directory, so a directory without a record is not one
+/// that is just being written.
+fn clean_up_dead(run_dir: &Path) -> Result<(), Error> {
+    for directory in directories(run_dir)? {
+        let alive = load(&directory).is_some_and(|(_, file)| is_locked(file));
+        if !alive {
+            tracing::info!(directory = %directory.display(), "cleaning up after a dead server");
+            clean_up(&directory);
+        }
+    }
+    Ok(())
+}
+
+/// A name that nothing has. It stays free: names are only taken with the lock of the run directory.
+fn free_directory(run_dir: &Path, pid: u32) -> PathBuf {
     let mut number = 0_u32;
     loop {
         let directory = run_dir.join(format!("{pid}-{number}"));
-        match DirBuilder::new().mode(0o700).create(&directory) {
-            Ok(()) => return Ok(directory),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
-            Err(error) => return Err(error),
+        if fs::symlink_metadata(&directory).is_err() {
+            return directory;
         }
+        number += 1;
     }
 }
 
@@ -204,13 +219,7 @@ fn is_locked(file: File) -> bool {
 /// # Errors
 /// [`Error::Io`] when the directory of records cannot be read. A missing one has no records.
 pub fn list_mounts(run_dir: &Path) -> Result<Vec<FoundMount>, Error> {
-    let entries = match fs::read_dir(run_dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(Error::path("reading", run_dir, error)),
-    };
-    let directories = entries.filter_map(|entry| Some(entry.ok()?.path()));
-    let found = directories.filter_map(|directory| {
+    let found = directories(run_dir)?.into_iter().filter_map(|directory| {
         let (record, file) = load(&directory)?;
         let alive = is_locked(file);
         Some(FoundMount {
@@ -220,6 +229,14 @@ pub fn list_mounts(run_dir: &Path) -> Result<Vec<FoundMount>, Error> {
         })
     });
     Ok(found.collect())
+}
+
+fn directories(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    match fs::read_dir(run_dir) {
+        Ok(entries) => Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(Error::path("reading", run_dir, error)),
+    }
 }
 
 /// The mounted image at `target`; one with a living server first.
@@ -348,12 +365,16 @@ mod tests {
         }
     }
 
+    fn create(run_dir: &Path, target: &Path) -> Result<OwnRecord, Error> {
+        OwnRecord::create(run_dir, &record(target), &mut |_| Ok(()))
+    }
+
     #[test]
     fn a_record_lives_as_long_as_its_owner() {
         let run = tempfile::tempdir().unwrap();
         let target = tempfile::tempdir().unwrap();
         let target = fs::canonicalize(target.path()).unwrap();
-        let own = OwnRecord::create(run.path(), &record(&target)).unwrap();
+        let own = create(run.path(), &target).unwrap();
         let found = find_mount(run.path(), &target).unwrap().unwrap();
         assert!(found.alive);
         assert_eq!(found.record, record(&target));
@@ -367,8 +388,8 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let target = tempfile::tempdir().unwrap();
         let target = fs::canonicalize(target.path()).unwrap();
-        let _own = OwnRecord::create(run.path(), &record(&target)).unwrap();
-        let again = OwnRecord::create(run.path(), &record(&target));
+        let _own = create(run.path(), &target).unwrap();
+        let again = create(run.path(), &target);
         assert!(matches!(again, Err(Error::AlreadyMounted { .. })), "{again:?}");
     }
 
@@ -386,6 +407,29 @@ mod tests {
     }
 
     #[test]
+    fn what_dead_servers_left_goes_with_the_next_mount() {
+        let run = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let target = fs::canonicalize(target.path()).unwrap();
+        let dead = [
+            run.path().join("1-0"),
+            run.path().join("1-1"),
+            run.path().join("1-2"),
+        ];
+        for directory in &dead {
+            fs::create_dir(directory).unwrap();
+        }
+        drop(write_record(&dead[0], &record(&target)).unwrap());
+        fs::write(dead[1].join(UNFINISHED), "{").unwrap();
+        let other = target.join("other");
+        fs::create_dir(&other).unwrap();
+        let _living = create(run.path(), &other).unwrap();
+        assert!(dead.iter().all(|directory| !directory.exists()));
+        let _own = create(run.path(), &target).unwrap();
+        assert_eq!(list_mounts(run.path()).unwrap().len(), 2);
+    }
+
+    #[test]
     fn a_directory_that_is_no_mount_of_ours_is_refused() {
         let run = tempfile::tempdir().unwrap();
         let result = request_unmount(run.path(), Path::new("/proc"), false);
@@ -397,8 +441,8 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         let target = tempfile::tempdir().unwrap();
         let target = fs::canonicalize(target.path()).unwrap();
-        let own = OwnRecord::create(run.path(), &record(&target)).unwrap();
-        let (_, file) = load(own.directory()).unwrap();
+        let own = create(run.path(), &target).unwrap();
+        let (_, file) = load(&own.directory).unwrap();
         assert!(lock_wait(file, Duration::from_millis(50)).is_err());
     }
 }

@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use crate::erofs_mount::{self, ErofsMount};
 use crate::mount_record::{MountRecord, OwnRecord};
 use crate::mountinfo::{self, MountEntry};
-use crate::plain::LayerDirectory;
+use crate::plain::{LayerDirectory, device_len};
 use crate::trees::{ImageTree, OnlyTree};
 use crate::{Error, Guard, Layer, Session, SessionOptions, probe, session};
 
@@ -76,17 +76,22 @@ impl MountedImage {
     /// # Errors
     /// [`Error::Unsupported`] when the host cannot do what `front` asks for; [`Error::Layers`] when the layers are not
     /// those of the tree; [`Error::AlreadyMounted`]; otherwise whatever hinders the mount. Nothing is left behind then.
-    pub fn mount(request: MountRequest, guard: Option<&mut Guard>, runtime: &Handle) -> Result<Self, Error> {
+    pub fn mount(
+        request: MountRequest,
+        mut guard: Option<&mut Guard>,
+        runtime: &Handle,
+    ) -> Result<Self, Error> {
         let target = fs::canonicalize(&request.target);
         let target = target.map_err(|e| Error::path("finding mount target", &request.target, e))?;
         let tree = ImageTree::open(&request.tree_file, request.layers.clone(), &Limits::default())?;
         let tree_file = fs::canonicalize(&request.tree_file)
             .map_err(|e| Error::path("finding image tree", &request.tree_file, e))?;
         let front = choose(request.front, &tree_file);
-        let record = OwnRecord::create(&request.run_dir, &describe(&request, front, &target, &tree_file))?;
-        if let Some(guard) = guard {
-            guard.watch(record.directory())?;
-        }
+        let record = describe(&request, front, &target, &tree_file);
+        let record = OwnRecord::create(&request.run_dir, &record, &mut |directory| match &mut guard {
+            Some(guard) => guard.watch(directory),
+            None => Ok(()),
+        })?;
         let (erofs, session) = match front {
             Front::Fuse => (None, Some(mount_fuse(tree, &request, &target, runtime)?)),
             Front::Erofs | Front::Auto => mount_erofs(&request, &tree_file, &target, runtime)?,
@@ -208,6 +213,13 @@ fn mount_fuse(
     Session::mount(Arc::new(OnlyTree::new(Arc::new(tree))), target, &options, runtime)
 }
 
+/// The local file of a layer, when EROFS can read it as a device: it must end with a whole block.
+fn complete_device(layer: &Layer) -> Option<PathBuf> {
+    let plain_len = layer.source.plain_len();
+    let whole = plain_len == device_len(plain_len);
+    whole.then(|| layer.source.complete_file()).flatten()
+}
+
 fn mount_erofs(
     request: &MountRequest,
     tree_file: &Path,
@@ -215,11 +227,7 @@ fn mount_erofs(
     runtime: &Handle,
 ) -> Result<(Option<ErofsMount>, Option<Session>), Error> {
     let directory = Arc::new(LayerDirectory::new());
-    let complete: Vec<_> = request
-        .layers
-        .iter()
-        .map(|layer| layer.source.complete_file())
-        .collect();
+    let complete: Vec<_> = request.layers.iter().map(complete_device).collect();
     let session = if complete.iter().all(Option::is_some) {
         None
     } else {

@@ -1,8 +1,11 @@
 //! Flat files of plain layers: what the `erofs` front end mounts image trees over.
 //!
 //! ```text
-//! /plain/<64 hex digits of the DiffID>      read-only, direct I/O, as long as the plain layer
+//! /plain/<64 hex digits of the DiffID>      read-only, direct I/O
 //! ```
+//!
+//! A file is as long as its plain layer, rounded up with zeros to a whole block: a tar may end anywhere, but EROFS reads
+//! whole blocks and fails at a short one.
 //!
 //! Layers come and go while the session lives. Removing one takes its name away at once; a mount that holds its file open
 //! gets `ESTALE` for reads from then on, so a layer is removed after the last mount over it.
@@ -13,9 +16,9 @@ use std::ops::Range;
 use std::sync::{Arc, RwLock, RwLockReadGuard};
 
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, TryFutureExt};
 use nix::errno::Errno;
-use sluice_format::erofs::InodeKind;
+use sluice_format::erofs::{BLOCK_SIZE, InodeKind};
 use sluice_format::inode::Timestamp;
 use sluice_format::{DiffId, Digest};
 
@@ -136,7 +139,7 @@ fn file_attributes(layer: &Layer) -> Attributes {
         gid: 0,
         mtime: Timestamp::default(),
         nlink: 1,
-        size: layer.source.plain_len(),
+        size: device_len(layer.source.plain_len()),
     }
 }
 
@@ -177,16 +180,41 @@ impl Namespace for LayerDirectory {
             return Err(Errno::EISDIR);
         }
         let layer = self.layer(node)?;
-        let end = file.end.min(layer.source.plain_len());
-        if file.start >= end {
-            return Ok(Answer::Ready(Bytes::new()));
+        let plain_len = layer.source.plain_len();
+        let end = file.end.min(device_len(plain_len));
+        let plain = file.start..end.min(plain_len);
+        let padding = zeros(end.saturating_sub(plain_len.max(file.start)))?;
+        if plain.is_empty() {
+            return Ok(Answer::Ready(padding));
         }
-        Ok(read_layer(&layer, file.start..end, &self.failures))
+        let answer = read_layer(&layer, plain, &self.failures);
+        Ok(if padding.is_empty() {
+            answer
+        } else {
+            append(answer, padding)
+        })
     }
 
     fn statistics(&self) -> Statistics {
         let content_len = self.layers().values().map(|layer| layer.source.plain_len()).sum();
         Statistics { content_len }
+    }
+}
+
+/// Length of the file that stands for a plain layer.
+pub(crate) fn device_len(plain_len: u64) -> u64 {
+    plain_len.next_multiple_of(BLOCK_SIZE)
+}
+
+fn zeros(len: u64) -> Result<Bytes, Errno> {
+    Ok(vec![0; usize::try_from(len).map_err(|_| Errno::EINVAL)?].into())
+}
+
+fn append(answer: Answer, padding: Bytes) -> Answer {
+    let join = move |bytes: Bytes| [bytes, padding].concat().into();
+    match answer {
+        Answer::Ready(bytes) => Answer::Ready(join(bytes)),
+        Answer::Later(bytes) => Answer::Later(bytes.map_ok(join).boxed()),
     }
 }
 
@@ -216,4 +244,97 @@ fn check_len(bytes: Bytes, plain: &Range<u64>) -> Result<Bytes, sluice_storage::
         sluice_storage::ErrorKind::Corrupt,
         message,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PlainSource;
+
+    /// Length that is no multiple of a block.
+    const LEN: usize = 1000;
+
+    #[derive(Debug)]
+    struct Ones {
+        cached: bool,
+    }
+
+    impl PlainSource for Ones {
+        fn plain_len(&self) -> u64 {
+            LEN as u64
+        }
+
+        fn read(
+            self: Arc<Self>,
+            plain: Range<u64>,
+        ) -> futures_util::future::BoxFuture<'static, Result<Bytes, sluice_storage::Error>> {
+            async move { Ok(vec![1; (plain.end - plain.start) as usize].into()) }.boxed()
+        }
+
+        fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
+            self.cached
+                .then(|| vec![1; (plain.end - plain.start) as usize].into())
+        }
+    }
+
+    fn directory(cached: bool) -> (LayerDirectory, u64) {
+        let directory = LayerDirectory::new();
+        let diff_id = DiffId(Digest::of(b"ones"));
+        let source = Arc::new(Ones { cached });
+        directory.insert(Layer { diff_id, source }).unwrap();
+        (directory, node::of_layer(&diff_id.0))
+    }
+
+    fn read(directory: &LayerDirectory, node: u64, file: Range<u64>) -> Vec<u8> {
+        match directory.read(node, file).unwrap() {
+            Answer::Ready(bytes) => bytes.to_vec(),
+            Answer::Later(bytes) => bytes.now_or_never().unwrap().unwrap().to_vec(),
+        }
+    }
+
+    #[test]
+    fn a_layer_that_ends_within_a_block_is_filled_with_zeros() {
+        for cached in [true, false] {
+            let (directory, node) = directory(cached);
+            assert_eq!(directory.attributes(node).unwrap().size, 1024);
+            let whole = [vec![1; LEN], vec![0; 24]].concat();
+            for (file, expected) in [
+                (0..1024, &whole[..]),
+                (0..5000, &whole[..]),
+                (990..1010, &whole[990..1010]),
+                (1000..1024, &whole[1000..]),
+                (1010..1011, &whole[1010..1011]),
+                (0..1000, &whole[..1000]),
+                (1024..2000, &[]),
+                (5000..6000, &[]),
+            ] {
+                assert_eq!(read(&directory, node, file.clone()), expected, "{file:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn removed_layers_are_stale() {
+        let (directory, node) = directory(true);
+        let name = Digest::of(b"ones").to_hex();
+        let find = || {
+            directory
+                .lookup(node::FIXED_DIRECTORY, name.as_bytes())
+                .unwrap()
+                .found
+        };
+        assert_eq!(find().map(|found| found.node), Some(node));
+        directory.remove(DiffId(Digest::of(b"ones")));
+        assert_eq!(find(), None);
+        assert_eq!(directory.attributes(node), Err(Errno::ESTALE));
+        assert_eq!(directory.read(node, 0..1).map(|_| ()), Err(Errno::ESTALE));
+    }
+
+    #[test]
+    fn names_that_are_no_digest_are_not_found() {
+        let (directory, _) = directory(true);
+        for name in [&b"x"[..], b"", b"\xff", &[b'0'; 64]] {
+            assert_eq!(directory.lookup(node::FIXED_DIRECTORY, name).unwrap().found, None);
+        }
+    }
 }

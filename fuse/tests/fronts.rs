@@ -13,13 +13,11 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sluice_format::tree::{Extent, ExtentSource, FileContent};
-use sluice_format::{EntryName, Node, NodeId, NodeKind, Tree};
 use sluice_fuse::{Error, Front, MountedImage, PlainSource, mountinfo};
 use support::compare::{assert_same_tree, xattrs};
 use support::sample::{CAPABILITY, Sample, noise};
 use support::sources::{Memory, Pattern};
-use support::{Bench, FRONTS};
+use support::{Bench, FRONTS, tree_of_files};
 
 fn sources(layers: &[Arc<Memory>; 2]) -> Vec<Arc<dyn PlainSource>> {
     layers
@@ -172,27 +170,7 @@ fn privileged_a_large_file_is_exact_in_any_order() {
     const HEADER: u64 = 512;
     for front in FRONTS {
         let bench = Bench::new();
-        let content = FileContent {
-            size: LEN,
-            extents: vec![Extent {
-                file_off: 0,
-                len: LEN,
-                source: ExtentSource::Plain {
-                    device: 1,
-                    plain_off: HEADER,
-                },
-            }],
-        };
-        let mut tree = Tree::new();
-        let node = tree.add(Node {
-            kind: NodeKind::Regular(content),
-            attributes: Sample::attributes("large", 0o644),
-        });
-        let name = EntryName::new(b"large").unwrap();
-        tree.directory_mut(NodeId::ROOT)
-            .unwrap()
-            .entries
-            .insert(name, node);
+        let tree = tree_of_files(&[("large", 1, HEADER, LEN)]);
         let source: Arc<dyn PlainSource> = Arc::new(Pattern { len: LEN + HEADER });
         let image = bench.mount(bench.request(front, &tree, vec![source]));
         let mut file = File::open(image.target().join("large")).unwrap();

@@ -10,7 +10,7 @@ mod support;
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -24,16 +24,20 @@ use nix::unistd::Pid;
 use sluice_fuse::{
     Error, Front, Guard, MountedImage, PlainSource, find_mount, mountinfo, request_unmount, run_guard,
 };
-use support::Bench;
-use support::sample::{Sample, noise};
+use support::sample::noise;
+use support::sources::Memory;
+use support::{Bench, tree_of_files};
 
 /// How long a guardian may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Length of the file that is read at once.
+const FAST: usize = 10_000;
+
 /// Length of the file whose reads never end.
 const SLOW: usize = 100_000;
 
-const TESTS: [(&str, fn()); 7] = [
+const TESTS: [(&str, fn()); 8] = [
     (
         "privileged_a_killed_server_leaves_nothing",
         a_killed_server_leaves_nothing,
@@ -62,12 +66,20 @@ const TESTS: [(&str, fn()); 7] = [
         "privileged_what_an_unguarded_server_left_is_cleaned_up_on_request",
         what_an_unguarded_server_left_is_cleaned_up,
     ),
+    (
+        "fuse_users_other_than_root_mount_with_the_helper",
+        users_other_than_root_mount_with_the_helper,
+    ),
 ];
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("guard") => run_guard().unwrap(),
+        Some("unmount") => {
+            let directory = Path::new(&arguments[1]);
+            request_unmount(&directory.join("run"), &directory.join("target"), false).unwrap();
+        }
         Some("serve") => serve(&arguments[1], &arguments[2], &arguments[3]),
         _ => run_tests(&arguments),
     }
@@ -75,10 +87,8 @@ fn main() {
 
 fn run_tests(arguments: &[String]) {
     let is_set = |flag: &str| arguments.iter().any(|argument| argument == flag);
-    let names: Vec<_> = arguments
-        .iter()
-        .filter(|argument| argument.starts_with("privileged_"))
-        .collect();
+    let known = |argument: &&String| TESTS.iter().any(|(name, _)| name == argument);
+    let names: Vec<_> = arguments.iter().filter(known).collect();
     let wanted = |name: &str| names.is_empty() || names.iter().any(|wanted| *wanted == name);
     for (name, test) in TESTS.iter().filter(|(name, _)| wanted(name)) {
         match (is_set("--list"), is_set("--ignored")) {
@@ -110,11 +120,11 @@ fn serve(directory: &str, front: &str, guarded: &str) {
         scratch: directory,
     };
     let mut guard = (guarded == "guarded").then(|| Guard::spawn(&this_program(), &["guard"]).unwrap());
-    let sample = small_sample(&directory.join(format!("reference-{}", std::process::id())));
-    let [fast, slow] = sample.finish();
+    let (fast, slow) = (Memory::new(noise(1, FAST)), Memory::new(noise(2, SLOW)));
     slow.delay_ms.store(3_600_000, Ordering::Relaxed);
+    let tree = tree_of_files(&[("fast", 1, 0, FAST as u64), ("slow", 2, 0, SLOW as u64)]);
     let sources: Vec<Arc<dyn PlainSource>> = vec![fast, slow];
-    let request = bench.request(front, &sample.tree, sources);
+    let request = bench.request(front, &tree, sources);
     let mut image = MountedImage::mount(request, guard.as_mut(), bench.handle()).unwrap();
     say("mounted");
     bench.runtime.block_on(image.wait_unmounted()).unwrap();
@@ -128,14 +138,6 @@ fn this_program() -> PathBuf {
     std::env::current_exe().unwrap()
 }
 
-/// Names of even length lie in the fast layer, others in the slow one.
-fn small_sample(reference: &Path) -> Sample {
-    let mut sample = Sample::new(reference.to_owned());
-    sample.simple_file("fast", noise(1, 10_000));
-    sample.simple_file("slowy", noise(2, SLOW));
-    sample
-}
-
 /// A running server. Dropping it kills it.
 struct Server {
     child: Child,
@@ -143,27 +145,31 @@ struct Server {
 }
 
 impl Server {
-    fn start(bench: &Bench, front: &str, guarded: &str) -> Self {
-        let directory = bench.scratch.path().to_owned();
-        let mut command = Command::new(this_program());
+    fn run(mut command: Command, directory: &Path, front: &str, guarded: &str) -> Self {
         command
             .arg("serve")
-            .arg(&directory)
+            .arg(directory)
             .args([front, guarded])
             .stdout(Stdio::piped());
         // A group of its own, as a shell gives to a job.
         let child = command.process_group(0).spawn().unwrap();
+        let directory = directory.to_owned();
         Self { child, directory }
     }
 
-    fn started(bench: &Bench, front: &str, guarded: &str) -> Self {
-        let mut server = Self::start(bench, front, guarded);
+    fn wait_mounted(&mut self) {
         let mut line = String::new();
-        BufReader::new(server.child.stdout.as_mut().unwrap())
+        BufReader::new(self.child.stdout.as_mut().unwrap())
             .read_line(&mut line)
             .unwrap();
         assert_eq!(line, "mounted\n");
-        assert!(fs::read(server.target().join("fast")).unwrap() == noise(1, 10_000));
+    }
+
+    fn started(bench: &Bench, front: &str, guarded: &str) -> Self {
+        let command = Command::new(this_program());
+        let mut server = Self::run(command, bench.scratch.path(), front, guarded);
+        server.wait_mounted();
+        assert!(fs::read(server.target().join("fast")).unwrap() == noise(1, FAST));
         server
     }
 
@@ -193,7 +199,7 @@ impl Drop for Server {
 }
 
 /// Waits until nothing is mounted and no record is left.
-fn assert_soon_clean(bench: &Bench, after: &str) {
+fn assert_soon_clean<P: AsRef<Path>>(bench: &Bench<P>, after: &str) {
     let end = Instant::now() + PATIENCE;
     let is_clean = || {
         mountinfo::topmost_at(&bench.target()).unwrap().is_none()
@@ -229,7 +235,10 @@ fn a_server_killed_at_any_moment_leaves_nothing() {
         let bench = Bench::new();
         // The whole start takes about 50 ms.
         for step in 0..30_u64 {
-            let mut server = Server::start(&bench, front, "guarded");
+            let mut command = Command::new(this_program());
+            // A guardian that is still busy must not hold the pipes of this test.
+            command.stderr(Stdio::null());
+            let mut server = Server::run(command, bench.scratch.path(), front, "guarded");
             thread::sleep(Duration::from_micros(step * 2500));
             server.kill();
             assert_soon_clean(&bench, &format!("{front}, step {step}"));
@@ -251,7 +260,7 @@ fn readers_of_a_killed_server_get_an_error() {
     for front in ["erofs", "fuse"] {
         let bench = Bench::new();
         let mut server = Server::started(&bench, front, "guarded");
-        let file = File::open(server.target().join("slowy")).unwrap();
+        let file = File::open(server.target().join("slow")).unwrap();
         let reader = thread::spawn(move || file.read_exact_at(&mut vec![0; SLOW], 0));
         thread::sleep(Duration::from_millis(200));
         assert!(!reader.is_finished());
@@ -304,4 +313,58 @@ fn what_an_unguarded_server_left_is_cleaned_up() {
         request_unmount(&server.run_dir(), &server.target(), false).unwrap();
         bench.assert_clean();
     }
+}
+
+/// A user that owns nothing else.
+const OTHER_USER: u32 = 65_533;
+
+fn as_other_user(program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    let user = OTHER_USER.to_string();
+    command
+        .args(["--reuid", &user, "--regid", &user, "--clear-groups"])
+        .arg(program)
+        .current_dir("/");
+    command
+}
+
+fn users_other_than_root_mount_with_the_helper() {
+    let bench = Bench::new();
+    // The user must reach the place and this program, wherever the build directory is.
+    let place = tempfile::tempdir().unwrap();
+    let place = fs::canonicalize(place.path()).unwrap();
+    let program = place.join("program");
+    fs::copy(this_program(), &program).unwrap();
+    for directory in ["target", "run", ""] {
+        let directory = place.join(directory);
+        fs::create_dir_all(&directory).unwrap();
+        chown(&directory, Some(OTHER_USER), Some(OTHER_USER)).unwrap();
+    }
+    let theirs = Bench {
+        runtime: support::runtime(),
+        scratch: place.as_path(),
+    };
+    for killed in [true, false] {
+        let mut server = Server::run(as_other_user(&program), &place, "fuse", "guarded");
+        server.wait_mounted();
+        let output = as_other_user(Path::new("cat"))
+            .arg(server.target().join("fast"))
+            .output()
+            .unwrap();
+        assert!(output.stdout == noise(1, FAST), "{:?}", output.stderr);
+        if killed {
+            server.kill();
+            assert_soon_clean(&theirs, "killed server of another user");
+        } else {
+            let status = as_other_user(&program)
+                .arg("unmount")
+                .arg(&place)
+                .status()
+                .unwrap();
+            assert!(status.success());
+            theirs.assert_clean();
+            assert!(server.child.wait().unwrap().success());
+        }
+    }
+    drop(bench);
 }

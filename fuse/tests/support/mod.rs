@@ -9,8 +9,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sample::Sample;
 use sluice_format::erofs::{DeviceSlot, write_image};
-use sluice_format::{DiffId, Digest, Tree};
+use sluice_format::tree::{Extent, ExtentSource, FileContent};
+use sluice_format::{DiffId, Digest, EntryName, Node, NodeId, NodeKind, Tree};
 use sluice_fuse::trees::write_tree_file;
 use sluice_fuse::{Front, Layer, MountRequest, MountedImage, PlainSource, SessionOptions, mountinfo};
 use tempfile::TempDir;
@@ -132,6 +134,32 @@ pub(crate) fn name_layers(sources: Vec<Arc<dyn PlainSource>>) -> Vec<Layer> {
         source,
     });
     named.collect()
+}
+
+/// A tree of files that lie in plain layers: name, device, offset in the plain layer, length.
+pub(crate) fn tree_of_files(files: &[(&str, u16, u64, u64)]) -> Tree {
+    let mut tree = Tree::new();
+    for &(name, device, plain_off, len) in files {
+        let extent = Extent {
+            file_off: 0,
+            len,
+            source: ExtentSource::Plain { device, plain_off },
+        };
+        let content = FileContent {
+            size: len,
+            extents: vec![extent],
+        };
+        let node = tree.add(Node {
+            kind: NodeKind::Regular(content),
+            attributes: Sample::attributes(name, 0o644),
+        });
+        let name = EntryName::new(name.as_bytes()).unwrap();
+        tree.directory_mut(NodeId::ROOT)
+            .unwrap()
+            .entries
+            .insert(name, node);
+    }
+    tree
 }
 
 /// Both ways to show an image.
