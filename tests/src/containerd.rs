@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::scratch::Scratch;
+use crate::scratch::Disk;
 use crate::{mountinfo, prerequisites, process};
 
 /// How long the daemon may take to answer.
@@ -21,7 +21,7 @@ const START: Duration = Duration::from_secs(30);
 pub struct Containerd {
     child: Child,
     ctr: PathBuf,
-    scratch: Scratch,
+    disk: Disk,
 }
 
 impl Containerd {
@@ -34,12 +34,13 @@ impl Containerd {
         let program = prerequisites::command("containerd", "containerd")?;
         let ctr = prerequisites::command("ctr", "containerd")?;
         prerequisites::command("runc", "runc")?;
-        let scratch = Scratch::new("containerd")?;
+        let disk = Disk::new("containerd")?;
+        let scratch = disk.directory.as_path();
         let config = scratch.join("config.toml");
-        fs::write(&config, configuration(&scratch))?;
+        fs::write(&config, configuration(scratch))?;
         let log = scratch.join("log");
         let child = process::spawn_logged(Command::new(program).arg("--config").arg(config), &log)?;
-        let containerd = Self { child, ctr, scratch };
+        let containerd = Self { child, ctr, disk };
         let answers = || process::run(&mut containerd.ctr(["version"])).is_ok();
         process::wait_until("containerd to answer", START, answers)
             .with_context(|| fs::read_to_string(log).unwrap_or_default())?;
@@ -51,7 +52,7 @@ impl Containerd {
         let mut command = Command::new(&self.ctr);
         command
             .arg("--address")
-            .arg(socket(&self.scratch))
+            .arg(socket(&self.disk.directory))
             .args(arguments);
         command
     }
@@ -77,7 +78,8 @@ impl Containerd {
     /// # Errors
     /// When containerd or the kernel refuses.
     pub fn view(&self, reference: &str, name: &str) -> Result<View<'_>> {
-        let directory = self.scratch.directory(&format!("views/{name}"))?;
+        let directory = self.disk.directory.join("views").join(name);
+        fs::create_dir_all(&directory)?;
         let target = directory.to_str().context("the scratch directory is not UTF-8")?;
         process::run(&mut self.ctr(["images", "mount", "--snapshotter", "overlayfs", reference, target]))?;
         Ok(View {
@@ -116,7 +118,7 @@ fn configuration(scratch: &Path) -> String {
 impl Drop for Containerd {
     fn drop(&mut self) {
         process::end(&mut self.child, Duration::from_secs(10));
-        mountinfo::detach_all_under(&self.scratch);
+        mountinfo::detach_all_under(&self.disk.directory);
     }
 }
 
