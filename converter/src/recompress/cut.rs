@@ -1,7 +1,7 @@
 //! Plain bytes → tree, DiffID and chunks in flight.
 //!
 //! The scanner says where chunks end only after it has seen some bytes beyond; until then pieces wait in [`Uncut`]. Each
-//! chunk is copied once, out of the pieces into a buffer of its own, and handed to the compressing threads.
+//! chunk is copied once, out of the pieces into a buffer of the pool, and handed to the compressing threads.
 
 use std::collections::VecDeque;
 
@@ -67,7 +67,10 @@ fn submit(
             break;
         }
         let plain_off = uncut.plain_off;
-        let pending = pool.submit_blocking(runtime, plain_off, uncut.take_until(end)?);
+        let len = uncut.len_until(end)?;
+        let mut buffer = pool.buffer_blocking(runtime, len);
+        uncut.take(len, &mut buffer.plain);
+        let pending = pool.submit(plain_off, buffer);
         // Closed since the look above: the writer gave up and reports why.
         let _ = chunks.send(pending);
     }
@@ -88,17 +91,19 @@ impl Uncut {
         self.pieces.push_back(piece);
     }
 
-    /// The bytes up to plain offset `end`, in one buffer.
-    fn take_until(&mut self, end: u64) -> Result<Vec<u8>, Error> {
-        let len = end
-            .checked_sub(self.plain_off)
+    /// Number of bytes up to plain offset `end`.
+    fn len_until(&self, end: u64) -> Result<usize, Error> {
+        end.checked_sub(self.plain_off)
             .and_then(|len| usize::try_from(len).ok())
             .filter(|len| (1..=self.len).contains(len))
             .ok_or_else(|| {
                 let reason = format!("a chunk from {} cannot end at {end}", self.plain_off);
-                FormatError::malformed("chunk cuts", "plain layer", reason)
-            })?;
-        let mut chunk = Vec::with_capacity(len);
+                FormatError::malformed("chunk cuts", "plain layer", reason).into()
+            })
+    }
+
+    /// Moves the next `len` bytes, which must be there, into `chunk`.
+    fn take(&mut self, len: usize, chunk: &mut Vec<u8>) {
         while chunk.len() < len
             && let Some(piece) = self.pieces.front_mut()
         {
@@ -109,9 +114,8 @@ impl Uncut {
                 self.pieces.pop_front();
             }
         }
-        self.len -= len;
-        self.plain_off = end;
-        Ok(chunk)
+        self.len -= chunk.len();
+        self.plain_off += chunk.len() as u64;
     }
 }
 
@@ -125,10 +129,15 @@ mod tests {
         for piece in ["abc", "", "de", "fghij"] {
             uncut.push(Bytes::from(piece));
         }
-        assert_eq!(uncut.take_until(1).unwrap(), b"a");
-        assert_eq!(uncut.take_until(6).unwrap(), b"bcdef");
-        assert!(uncut.take_until(6).is_err());
-        assert!(uncut.take_until(11).is_err());
-        assert_eq!(uncut.take_until(10).unwrap(), b"ghij");
+        let mut take_until = |end| {
+            let (mut chunk, len) = (Vec::new(), uncut.len_until(end)?);
+            uncut.take(len, &mut chunk);
+            Ok::<_, Error>(chunk)
+        };
+        assert_eq!(take_until(1).unwrap(), b"a");
+        assert_eq!(take_until(6).unwrap(), b"bcdef");
+        assert!(take_until(6).is_err());
+        assert!(take_until(11).is_err());
+        assert_eq!(take_until(10).unwrap(), b"ghij");
     }
 }

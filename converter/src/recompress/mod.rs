@@ -22,6 +22,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use sluice_format::layer_index::frame_index;
+use sluice_format::scan::ScannedLayer;
 use sluice_format::{
     BlobDigest, ChunkRef, ChunkTable, DiffId, Digest, Hasher, IndexLocation, LayerIndex, Limits,
     compression::{ChunkEncoder, Codec},
@@ -167,13 +168,17 @@ impl Recompressor {
         let (table, blob_len) = (std::mem::take(&mut body.chunks), body.stored_len);
         let chunks = table.len();
         let limits = self.limits.clone();
+        let ScannedLayer { layer, warnings, .. } = cut.scanned;
         let building = spawn_blocking(move || {
             let table = ChunkTable::new(table, plain_len, &limits)?;
-            let index = LayerIndex::new(diff_id, table, &cut.scanned.layer)?.encode()?;
-            let (framed, location) = frame_index(&index, blob_len)?;
-            Ok((framed, location, index, cut.scanned.warnings))
+            let index = LayerIndex::new(diff_id, table, &layer)?;
+            // The tree of a layer with many files is far larger than its encoded form.
+            drop(layer);
+            let encoded = index.encode()?;
+            let (framed, location) = frame_index(&encoded, blob_len)?;
+            Ok((framed, location, encoded))
         });
-        let (framed, location, index, warnings) = joined(building.await)?;
+        let (framed, location, index) = joined(building.await)?;
         body.append(framed).await?;
         let stored_len = body.stored_len;
         Ok(RecompressedLayer {

@@ -3,6 +3,7 @@
 //! A [`Target`] is a repository that takes an image and the name that the image gets. [`Target::seal`] ends the work; an
 //! [`oci_archive`] comes into being only then.
 
+mod fresh_layout;
 mod oci_archive;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use sluice_format::Digest;
 use sluice_storage::{ImageName, Layout, ManifestName, Reference, RegistryClient, WritableRepository};
 use tokio::task::spawn_blocking;
 
+use self::fresh_layout::FreshLayout;
 use self::oci_archive::UnsealedArchive;
 use crate::error::joined;
 use crate::{Error, Source};
@@ -28,6 +30,7 @@ pub struct Target {
     /// For a target that lists untagged manifests.
     layout: Option<Layout>,
     archive: Mutex<Option<UnsealedArchive>>,
+    _fresh: Option<FreshLayout>,
 }
 
 impl Target {
@@ -41,8 +44,15 @@ impl Target {
             ImageName::Layout { path, name: tag } => {
                 let tag = tag_of(name, tag.as_ref())?;
                 let path = path.clone();
-                let layout = joined(spawn_blocking(move || Ok(Layout::create(path)?)).await)?;
-                Ok(Self::in_layout(name, layout, tag, None))
+                let creating = spawn_blocking(move || {
+                    let fresh = FreshLayout::watch(&path);
+                    Ok((Layout::create(path)?, fresh))
+                });
+                let (layout, fresh) = joined(creating.await)?;
+                Ok(Self {
+                    _fresh: fresh,
+                    ..Self::in_layout(name, layout, tag, None)
+                })
             }
             ImageName::OciArchive { path, name: tag } => {
                 if name.is_stdin() {
@@ -77,6 +87,7 @@ impl Target {
             reference: Some(reference.clone()),
             layout: None,
             archive: Mutex::new(None),
+            _fresh: None,
         })
     }
 
@@ -93,6 +104,7 @@ impl Target {
             reference: None,
             layout: Some(layout),
             archive: Mutex::new(archive),
+            _fresh: None,
         }
     }
 
@@ -109,6 +121,7 @@ impl Target {
             reference: None,
             layout: None,
             archive: Mutex::new(None),
+            _fresh: None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::json;
 use sluice_converter::{Silent, Source, convert};
 use sluice_format::Digest;
+use sluice_storage::Layout;
 
 use crate::images::*;
 
@@ -162,6 +163,29 @@ fn an_untagged_layout_target_lists_its_image() {
             sound_conversion(&open_source(&name).await.unwrap()).await,
             report.digest
         );
+    });
+}
+
+#[test]
+fn a_new_layout_that_gets_no_image_is_taken_away_again() {
+    run(async {
+        let mut layer = Layer::gzip(&base_tar());
+        layer.diff_id = Digest::of(b"other");
+        let place = Place::with_layers(&[layer]).await;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new");
+        let target = create_target(&format!("oci:{}", shown(&path))).await.unwrap();
+        assert!(
+            convert(&place.source(), &target, &options(2), &Silent)
+                .await
+                .is_err()
+        );
+        drop(target);
+        assert!(!path.exists());
+        // One that was there before is not touched.
+        drop(Layout::create(&path).unwrap());
+        drop(create_target(&format!("oci:{}", shown(&path))).await.unwrap());
+        assert!(Layout::open(&path).is_ok());
     });
 }
 

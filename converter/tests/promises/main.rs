@@ -1,6 +1,9 @@
 //! What the converter promises, on images that are made up here.
 
-#![expect(clippy::unwrap_used, reason = "in a test a step that fails is a failure of the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "in a test a step that fails is a failure of the test"
+)]
 
 mod archives;
 mod checking;
