@@ -1,8 +1,8 @@
 //! An image mounted by `sluice mount`, for as long as a value lives.
 
-use std::io::BufRead as _;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
@@ -13,6 +13,8 @@ use nix::unistd::Pid;
 pub struct Mounted {
     child: Child,
     dir: PathBuf,
+    /// Kept open, since the process prints a last line at its end.
+    _stdout: BufReader<ChildStdout>,
 }
 
 impl Mounted {

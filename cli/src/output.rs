@@ -28,12 +28,12 @@ pub(crate) fn start_logging(verbose: u8) {
         .init();
 }
 
-/// Prints an error with its chain of causes in one line. The text of a cause that its effect already repeats is left out.
+/// Prints an error with its chain of causes in one line. A cause whose text its effect repeats is left out.
 pub(crate) fn report_error(error: &anyhow::Error) {
     let mut line = String::new();
     for cause in error.chain() {
         let text = cause.to_string();
-        if line.ends_with(&text) {
+        if line.contains(&text) {
             continue;
         }
         if !line.is_empty() {

@@ -156,10 +156,10 @@ fn report_ready(
     let seconds = started.elapsed().as_secs_f64();
     if !args.json {
         return output::line(format!(
-            "{} is mounted on {} ({:?}), {} plain, after reading {} of {} in {seconds:.2} s; Ctrl-C or `sluice umount` ends it",
+            "{} is mounted on {} ({}), {} plain, after reading {} of {} in {seconds:.2} s; Ctrl-C or `sluice umount` ends it",
             args.source,
             mounted.target().display(),
-            mounted.front(),
+            front_name(mounted.front()),
             output::bytes(plain_len),
             output::bytes(image.index_bytes),
             output::bytes(stored_len),
@@ -181,6 +181,14 @@ fn report_ready(
         "registry_received_bytes": traffic.received_bytes,
         "seconds": seconds,
     }))
+}
+
+fn front_name(front: Front) -> &'static str {
+    match front {
+        Front::Auto => "auto",
+        Front::Erofs => "erofs",
+        Front::Fuse => "fuse",
+    }
 }
 
 fn report_end(args: &MountArgs, reason: &str, counters: &Counters) -> anyhow::Result<()> {
