@@ -241,11 +241,15 @@ impl<B: AsRef<[u8]>> Walk<'_, B> {
         let mut extents = Vec::new();
         for run in runs {
             if let Some(source) = self.read_run(nid, run)? {
-                extents.push(Extent {
-                    file_off: run.file_off,
-                    len: run.len,
-                    source,
-                });
+                let MappedRun { file_off, len, .. } = run;
+                push_extent(
+                    &mut extents,
+                    Extent {
+                        file_off,
+                        len,
+                        source,
+                    },
+                );
             }
         }
         Ok(FileContent { size, extents })
@@ -266,6 +270,19 @@ impl<B: AsRef<[u8]>> Walk<'_, B> {
             }
         })
     }
+}
+
+/// Appends an extent; literals that touch become one, wherever in the image their blocks are.
+fn push_extent(extents: &mut Vec<Extent>, next: Extent) {
+    if let Some(last) = extents.last_mut()
+        && last.file_off + last.len == next.file_off
+        && let (ExtentSource::Literal(bytes), ExtentSource::Literal(more)) = (&mut last.source, &next.source)
+    {
+        bytes.extend_from_slice(more);
+        last.len += next.len;
+        return;
+    }
+    extents.push(next);
 }
 
 /// Takes the overlayfs mark of an opaque directory out of its attributes.
