@@ -28,7 +28,7 @@ pub trait Blob: Debug + Send + Sync {
     /// Temporary failures have been retried by the implementation before they surface.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a range outside the blob; otherwise what hinders
+    /// [`ErrorKind::InvalidInput`] for a range outside the blob; otherwise what hinders
     /// the transfer. A short answer is an error, never a short result.
     fn read_range(&self, stored: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>>;
 

@@ -39,11 +39,17 @@ impl Platform {
         }
     }
 
-    /// The entry of an image index that suits this platform best.
+    /// The entry of an image index that suits this platform best. The only entry of an image index is taken when it does not
+    /// say what it is for.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] listing the platforms that there are.
     pub fn choose<'a>(&self, index: &'a ImageIndex) -> Result<&'a ImageIndexEntry, Error> {
+        if let [only] = &index.manifests[..]
+            && only.platform.is_none()
+        {
+            return Ok(only);
+        }
         let suitable = index
             .manifests
             .iter()
@@ -178,6 +184,14 @@ mod tests {
             "{text}"
         );
         assert_eq!(error.kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn an_only_entry_needs_no_platform() {
+        let mut only = index(&["no-platform"]);
+        assert!(Platform::host().choose(&only).is_ok());
+        only.manifests.extend(index(&["no-platform"]).manifests);
+        assert!(Platform::host().choose(&only).is_err());
     }
 
     #[test]

@@ -35,6 +35,17 @@ fn what_is_no_layout_is_named_so() {
     );
 }
 
+#[test]
+fn an_interrupted_creation_is_finished_by_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("blobs")).unwrap();
+    std::fs::write(dir.path().join(".index-abc"), "{").unwrap();
+    let layout = Layout::create(dir.path()).unwrap();
+    assert_eq!(layout.names().unwrap(), []);
+    Layout::open(dir.path()).unwrap();
+    Layout::create(dir.path()).unwrap();
+}
+
 #[tokio::test]
 async fn without_a_name_the_only_image_is_meant() {
     let dir = tempfile::tempdir().unwrap();

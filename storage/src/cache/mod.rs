@@ -17,7 +17,9 @@ mod layer;
 mod presence;
 
 use std::collections::HashMap;
+use std::fs::DirBuilder;
 use std::io::Write;
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -32,6 +34,9 @@ use crate::{Error, ErrorKind};
 
 /// The cache directory of a system-wide Sluice.
 const SYSTEM_DIR: &str = "/var/cache/sluice";
+
+/// Mode of a cache directory that is made here: images may be private, and their bytes are in there in the clear.
+const DIR_MODE: u32 = 0o700;
 
 /// A cache directory.
 #[derive(Debug)]
@@ -49,7 +54,10 @@ impl Cache {
     /// What hinders creating it. A directory that cannot be written to is no error: what is in it is used.
     pub fn open(dir: impl Into<PathBuf>) -> Result<Arc<Self>, Error> {
         let dir = dir.into();
-        std::fs::create_dir_all(&dir)
+        DirBuilder::new()
+            .recursive(true)
+            .mode(DIR_MODE)
+            .create(&dir)
             .map_err(|error| Error::io(format!("create cache directory {}", dir.display()), error))?;
         let warned = WarnOnce::new(dir.clone());
         Ok(Arc::new(Self {

@@ -20,6 +20,9 @@ use crate::{Descriptor, Error, ErrorKind};
 
 const FILE: &str = "index.json";
 
+/// How the names of temporary files begin.
+const TEMPORARY: &str = ".index-";
+
 /// Mode of the files of a layout: an image is no secret, and other users' tools read it.
 pub(super) const FILE_MODE: u32 = 0o644;
 
@@ -56,6 +59,19 @@ impl LayoutEntry {
         }
         entry
     }
+}
+
+/// Excludes other writers of the layout until the file is closed.
+pub(super) fn lock(dir: &Path) -> Result<File, Error> {
+    let what = |error| Error::io(format!("lock OCI layout {}", dir.display()), error);
+    let file = File::open(dir).map_err(what)?;
+    file.lock().map_err(what)?;
+    Ok(file)
+}
+
+/// Whether a directory that is no layout yet may hold a file of this name, left by an interrupted [`create`].
+pub(super) fn is_unfinished(name: &str) -> bool {
+    name == FILE || name == "blobs" || name.starts_with(TEMPORARY)
 }
 
 /// Writes an empty list.
@@ -110,9 +126,7 @@ pub(super) fn listed(entries: &[LayoutEntry]) -> String {
 
 /// Adds an entry. One with the same tag is replaced; without a tag, one with the same digest and no tag.
 pub(super) fn add(dir: &Path, entry: &LayoutEntry, limits: &Limits) -> Result<(), Error> {
-    let what = || format!("lock OCI layout {}", dir.display());
-    let lock = File::open(dir).map_err(|error| Error::io(what(), error))?;
-    lock.lock().map_err(|error| Error::io(what(), error))?;
+    let _locked = lock(dir)?;
     let mut document = load_json(dir, limits)?;
     let Some(entries) = document["manifests"].as_array_mut() else {
         return Err(malformed(dir));
@@ -151,7 +165,7 @@ fn malformed(dir: &Path) -> Error {
 fn replace(dir: &Path, document: &Value) -> Result<(), Error> {
     let what = |error| Error::io(format!("write {}", dir.join(FILE).display()), error);
     let mut file = tempfile::Builder::new()
-        .prefix(".index-")
+        .prefix(TEMPORARY)
         .permissions(Permissions::from_mode(FILE_MODE))
         .tempfile_in(dir)
         .map_err(what)?;

@@ -2,7 +2,7 @@
 //!
 //! `blobs/sha256/<hex>` are the blobs and manifests, `index.json` lists the manifests by tag, `oci-layout` says that the
 //! directory is one. A blob is written to a temporary file beside the others and renamed when its digest is known, so
-//! a blob that is there is whole. [`catalog`] changes `index.json`, [`file_blob`] reads and [`writer`] writes blobs. Source:
+//! a blob that is there is whole. `catalog` changes `index.json`, `file_blob` reads and `writer` writes blobs. Source:
 //! OCI image spec 1.1, "image layout".
 
 mod catalog;
@@ -58,21 +58,25 @@ impl Layout {
         }
     }
 
-    /// Opens a layout, or makes an empty one of a directory that is missing or empty.
+    /// Opens a layout, or makes an empty one of a directory that is missing or empty, or where making one was interrupted.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a directory that holds something else; what hinders creating it.
     pub fn create(dir: impl Into<PathBuf>) -> Result<Self, Error> {
         let dir = dir.into();
-        let what = || format!("create OCI layout {}", dir.display());
-        std::fs::create_dir_all(&dir).map_err(|error| Error::io(what(), error))?;
-        let mut entries = std::fs::read_dir(&dir).map_err(|error| Error::io(what(), error))?;
-        if entries.next().is_some() {
-            return Self::open(dir);
+        let what = |error| Error::io(format!("create OCI layout {}", dir.display()), error);
+        std::fs::create_dir_all(&dir).map_err(what)?;
+        let _locked = catalog::lock(&dir)?;
+        for entry in std::fs::read_dir(&dir).map_err(what)? {
+            let name = entry.map_err(what)?.file_name();
+            if !name.to_str().is_some_and(catalog::is_unfinished) {
+                return Self::open(dir);
+            }
         }
-        std::fs::create_dir_all(blob_dir(&dir)).map_err(|error| Error::io(what(), error))?;
+        std::fs::create_dir_all(blob_dir(&dir)).map_err(what)?;
         catalog::create(&dir)?;
-        std::fs::write(dir.join(MARKER_FILE), MARKER).map_err(|error| Error::io(what(), error))?;
+        // Last, because it is what makes the directory a layout.
+        std::fs::write(dir.join(MARKER_FILE), MARKER).map_err(what)?;
         Ok(Self::at(dir))
     }
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use url::{Url, form_urlencoded};
 
 use super::answer::Answer;
-use super::credentials::{Credential, CredentialFiles};
+use super::credentials::{Credential, CredentialFiles, Found};
 use super::endpoint::authority;
 use super::retry::Failure;
 use super::transport::{Request, Transport};
@@ -221,17 +221,7 @@ impl Authorizer {
     ) -> Result<Renewal, Failure> {
         let found = self.files.find(&authority(url), &scope.repository).await?;
         match challenge {
-            Challenge::Basic => match found.credential {
-                Some(Credential::Password { user, password }) => {
-                    let text = basic(&user, &password);
-                    Ok(Renewal::Granted(Authorization::new(&text, found.origin, None)?))
-                }
-                Some(Credential::IdentityToken(_)) => {
-                    let why = "it asks for a password and there is only an identity token";
-                    Ok(Renewal::Impossible(format!("{why}, {}", found.origin)))
-                }
-                None => Ok(Renewal::Impossible(found.origin)),
-            },
+            Challenge::Basic => Ok(answer_basic(found)?),
             Challenge::Bearer {
                 realm,
                 service,
@@ -250,6 +240,20 @@ impl Authorizer {
                 Ok(Renewal::Granted(parse_token(answer, found.origin).await?))
             }
         }
+    }
+}
+
+fn answer_basic(found: Found) -> Result<Renewal, Error> {
+    match found.credential {
+        Some(Credential::Password { user, password }) => {
+            let granted = Authorization::new(&basic(&user, &password), found.origin, None)?;
+            Ok(Renewal::Granted(granted))
+        }
+        Some(Credential::IdentityToken(_)) => {
+            let why = "it asks for a password and there is only an identity token";
+            Ok(Renewal::Impossible(format!("{why}, {}", found.origin)))
+        }
+        None => Ok(Renewal::Impossible(found.origin)),
     }
 }
 
