@@ -25,6 +25,9 @@ const GUARD_COMMAND: &str = "mount-guard";
 /// a page fault is centred on the fault.
 const READ_AHEAD_KIB: u32 = 64;
 
+/// Readahead window when every chunk is on this host: nothing is fetched in vain, and wide requests cost least.
+const READ_AHEAD_COMPLETE_KIB: u32 = 1024;
+
 impl From<FrontArg> for Front {
     fn from(front: FrontArg) -> Self {
         match front {
@@ -86,19 +89,20 @@ async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::
     let counters = Arc::new(Counters::default());
     let fetcher = Fetcher::new(counters.clone());
     let plain = |layer| PlainLayer::new(layer, Some(cache.layer(&layer.index)), &fetcher);
-    let layers = image
-        .layers
-        .iter()
-        .map(|layer| Layer::from(plain(layer)))
-        .collect();
+    let layers: Vec<_> = image.layers.iter().map(plain).collect();
+    let complete = layers.iter().all(|layer| layer.is_complete());
     let request = MountRequest {
         front: args.front.into(),
         tree_file,
-        layers,
+        layers: layers.into_iter().map(Layer::from).collect(),
         target: args.dir.clone(),
         run_dir: args.run_dir.clone().unwrap_or_else(wiring::default_run_dir),
         image: args.source.to_string(),
-        read_ahead_kib: Some(READ_AHEAD_KIB),
+        read_ahead_kib: Some(if complete {
+            READ_AHEAD_COMPLETE_KIB
+        } else {
+            READ_AHEAD_KIB
+        }),
         session: SessionOptions::default(),
     };
     Ok(Prepared {
