@@ -88,7 +88,7 @@ impl ChunkPlan {
     /// Chunk format field of the inode.
     pub(super) fn format(&self) -> u16 {
         let blocks_bits = self.chunk_bits - u32::from(BLOCK_BITS);
-        CHUNK_FORMAT_INDEXES | (u16::try_from(blocks_bits).unwrap_or(0) & CHUNK_FORMAT_BITS_MASK)
+        CHUNK_FORMAT_INDEXES | u16::try_from(blocks_bits).expect("CHUNK_BITS_MAX keeps it within five bits")
     }
 
     /// The entries, given where in the image the literal blocks begin.
@@ -122,9 +122,9 @@ fn entry_at(run: Run, file_off: u64, literal_start: u64) -> ChunkIndex {
     }
 }
 
-/// Block address of a byte; every caller has checked the byte against [`ADDRESSABLE_END`].
+/// Block address of a byte in a plain layer or in the image.
 fn address_of(byte: u64) -> u32 {
-    u32::try_from(byte / BLOCK_SIZE).unwrap_or(NULL_ADDRESS)
+    u32::try_from(byte / BLOCK_SIZE).expect("extents and images are checked against 32-bit addresses")
 }
 
 /// Runs that cover the whole file, holes included, neighbours joined; and the bytes of literal blocks.

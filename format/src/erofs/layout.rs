@@ -11,6 +11,7 @@ use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::NodeKind;
+use crate::inode::Timestamp;
 
 /// Position of the [`SuperBlock`] in an image, in bytes.
 pub const SUPER_OFFSET: usize = 1024;
@@ -332,8 +333,12 @@ impl FileType {
 pub const SYMLINK_MAX: usize = 4095;
 /// Largest file: the kernel's `loff_t` is signed.
 pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
-/// Nanoseconds in a second, the first value that is no longer a fraction of it.
-pub const NANOS_END: u32 = 1_000_000_000;
+const NANOS_PER_SECOND: u32 = 1_000_000_000;
+
+/// Whether the kernel can show a time: it has signed 64-bit seconds and less than a second of nanoseconds.
+pub fn is_possible_time(time: Timestamp) -> bool {
+    time.secs <= i64::MAX as u64 && time.nanos < NANOS_PER_SECOND
+}
 
 const _: () = {
     assert!(size_of::<SuperBlock>() == 128);

@@ -8,8 +8,8 @@
 use super::chunks::ChunkPlan;
 use super::dirent::{self, NewEntry};
 use super::layout::{
-    BLOCK_LEN, DeviceEntry, ExtendedInode, FileType, MODE_PERMISSIONS_MASK, NANOS_END, NULL_ADDRESS,
-    SLOT_LEN, SUPER_OFFSET, SYMLINK_MAX, SuperBlock,
+    BLOCK_LEN, DeviceEntry, ExtendedInode, FileType, MODE_PERMISSIONS_MASK, NULL_ADDRESS, SLOT_LEN,
+    SUPER_OFFSET, SYMLINK_MAX, SuperBlock, is_possible_time,
 };
 use super::{BLOCK_SIZE, DeviceSlot, OPAQUE_NAME, OPAQUE_VALUE, xattr};
 use crate::inode::Device;
@@ -218,8 +218,8 @@ fn choose_body(
     devices: &[DeviceSlot],
 ) -> Result<Body, FormatError> {
     let attributes = &inode.node.attributes;
-    if attributes.permissions & !MODE_PERMISSIONS_MASK != 0 || attributes.mtime.nanos >= NANOS_END {
-        return Err(refused("has impossible permissions or nanoseconds"));
+    if attributes.permissions & !MODE_PERMISSIONS_MASK != 0 || !is_possible_time(attributes.mtime) {
+        return Err(refused("has impossible permissions or an impossible time"));
     }
     let xattr_len = inode.xattrs.len();
     Ok(match &inode.node.kind {

@@ -16,8 +16,8 @@ use super::layout::{
     BLOCK_BITS, BLOCK_DEVICE, BLOCK_LEN, CHAR_DEVICE, DIRECTORY, DeviceEntry, Dirent, ExtendedInode, FIFO,
     FILE_SIZE_MAX, FORMAT_EXTENDED, FORMAT_LAYOUT_MASK, FORMAT_LAYOUT_SHIFT, INCOMPAT_CHUNKED_FILE,
     INCOMPAT_DEVICE_TABLE, LAYOUT_CHUNK_BASED, LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN, MODE_PERMISSIONS_MASK,
-    MODE_TYPE_MASK, NANOS_END, REGULAR, SLOT_LEN, SOCKET, SUPER_MAGIC, SUPER_OFFSET, SYMLINK, SYMLINK_MAX,
-    SuperBlock,
+    MODE_TYPE_MASK, REGULAR, SLOT_LEN, SOCKET, SUPER_MAGIC, SUPER_OFFSET, SYMLINK, SYMLINK_MAX, SuperBlock,
+    is_possible_time,
 };
 use super::{BLOCK_SIZE, xattr};
 use crate::inode::{Attributes, Device, Timestamp, Xattrs};
@@ -513,7 +513,7 @@ fn read_inode(raw: &ExtendedInode, nid: u64) -> Result<Inode, &'static str> {
         secs: raw.mtime_secs.get(),
         nanos: raw.mtime_nanos.get(),
     };
-    if mtime.nanos >= NANOS_END || raw.size.get() > FILE_SIZE_MAX {
+    if !is_possible_time(mtime) || raw.size.get() > FILE_SIZE_MAX {
         return Err("has an impossible time or size");
     }
     Ok(Inode {

@@ -240,7 +240,7 @@ pub(crate) fn any_attributes() -> impl Strategy<Value = Attributes> {
         0u16..=0o7777,
         any::<u32>(),
         any::<u32>(),
-        any::<u64>(),
+        0..=i64::MAX as u64,
         0u32..1_000_000_000,
         xattrs,
     )

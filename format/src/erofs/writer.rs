@@ -1,6 +1,6 @@
 //! Tree → EROFS metadata image.
 //!
-//! The plan ([`super::plan`]) says where everything goes; this module puts the bytes there. An image holds inodes,
+//! The plan (`plan.rs`) says where everything goes; this module puts the bytes there. An image holds inodes,
 //! directories, symbolic links, extended attributes and the few literal bytes of odd sparse files; all other content
 //! stays in the plain layers, which are the image's extra devices. Nothing in it depends on time or place, so the same
 //! tree gives the same bytes.
@@ -58,7 +58,8 @@ pub fn write_image(tree: &Tree, devices: &[DeviceSlot]) -> Result<WrittenImage, 
         limit: usize::MAX as u64,
     })?;
     let mut image = ImageBytes(vec![0; len]);
-    image.put_super_block(&plan, devices);
+    image.put_super_block(&plan, devices.len());
+    image.put_devices(devices);
     for (index, inode) in plan.inodes.iter().enumerate() {
         image.put_inode(&plan, index, inode);
     }
@@ -84,7 +85,7 @@ fn check_devices(devices: &[DeviceSlot]) -> Result<(), FormatError> {
     Ok(())
 }
 
-/// Low bits of a number that [`check_devices`] or the plan has bounded.
+/// Blocks for a length that [`check_devices`] or the plan has bounded.
 fn block_count(bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(BLOCK_SIZE)).expect("lengths are checked against 32-bit addresses")
 }
@@ -98,14 +99,10 @@ impl ImageBytes {
         self.0[start..start + bytes.len()].copy_from_slice(bytes);
     }
 
-    fn put_super_block(&mut self, plan: &Plan<'_>, devices: &[DeviceSlot]) {
+    fn put_super_block(&mut self, plan: &Plan<'_>, devices: usize) {
         let root = plan.nids[0].and_then(|nid| u16::try_from(nid).ok());
         let table = DEVICE_TABLE_OFFSET / size_of::<DeviceEntry>();
-        let device_feature = if devices.is_empty() {
-            0
-        } else {
-            INCOMPAT_DEVICE_TABLE
-        };
+        let device_feature = if devices == 0 { 0 } else { INCOMPAT_DEVICE_TABLE };
         let super_block = SuperBlock {
             magic: SUPER_MAGIC.into(),
             checksum: 0.into(),
@@ -123,9 +120,7 @@ impl ImageBytes {
             volume_name: [0; 16],
             incompat: (INCOMPAT_CHUNKED_FILE | device_feature).into(),
             compression: 0.into(),
-            extra_devices: u16::try_from(devices.len())
-                .expect("DEVICES_MAX has 16 bits")
-                .into(),
+            extra_devices: u16::try_from(devices).expect("DEVICES_MAX has 16 bits").into(),
             device_table: u16::try_from(table)
                 .expect("the table begins in the first blocks")
                 .into(),
@@ -133,6 +128,9 @@ impl ImageBytes {
             unused: [0; 37],
         };
         self.put(SUPER_OFFSET as u64, super_block.as_bytes());
+    }
+
+    fn put_devices(&mut self, devices: &[DeviceSlot]) {
         for (index, device) in devices.iter().enumerate() {
             let mut tag = [0; 64];
             tag.copy_from_slice(device.diff_id.0.to_hex().as_bytes());

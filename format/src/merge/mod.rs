@@ -7,7 +7,7 @@
 //! leaves it out.
 //!
 //! Two things look at the tree as it was before a layer: a hard link whose target is in a lower layer, and the
-//! attributes of directories that a tar only implied ([`implied`]). Both are looked up before anything of the layer is
+//! attributes of directories that a tar only implied (`implied.rs`). Both are looked up before anything of the layer is
 //! put in place.
 
 mod implied;
