@@ -21,6 +21,9 @@ const LAYOUT_ANNOTATIONS: [&str; 3] = [
     "io.github.containers.zstd-chunked.",
 ];
 
+/// Where an entry of an image index names the entry that it is about. Source: BuildKit, "image attestation storage".
+const REFERENCE_POINTER: &str = "/annotations/vnd.docker.reference.digest";
+
 /// Layers that are to be had only from the place in their `urls` (Windows base layers), by media type.
 const NON_DISTRIBUTABLE: [&str; 5] = [
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
@@ -207,6 +210,22 @@ pub(crate) fn replace_entry(entry: &mut Value, media_type: &str, digest: &str, s
     entry["size"] = size.into();
     if let Some(fields) = entry.as_object_mut() {
         fields.shift_remove("data");
+    }
+}
+
+/// Points entries of an image index that belong to another entry (BuildKit's attestations) at that entry's new digest.
+/// `renamed` pairs old and new digests.
+pub(crate) fn follow_references(index: &mut Value, renamed: &[(String, String)]) {
+    let Some(entries) = index.get_mut("manifests").and_then(Value::as_array_mut) else {
+        return;
+    };
+    for entry in entries {
+        let Some(reference) = entry.pointer_mut(REFERENCE_POINTER) else {
+            continue;
+        };
+        if let Some((_, new)) = renamed.iter().find(|(old, _)| *reference == old.as_str()) {
+            *reference = new.as_str().into();
+        }
     }
 }
 

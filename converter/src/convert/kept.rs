@@ -77,6 +77,15 @@ fn parse_index(
             index.diff_id, layer.diff_id
         ));
     }
+    let end = index
+        .chunks
+        .chunks()
+        .iter()
+        .map(|chunk| chunk.stored_range().end)
+        .max();
+    if end.is_some_and(|end| end > layer.descriptor.size) {
+        return Err("it places a chunk outside the blob".to_owned());
+    }
     Ok(FoundIndex {
         location,
         bytes,

@@ -96,6 +96,7 @@ impl Publisher<'_> {
 
     async fn publish_index(&mut self, index: &IndexPlan, place: Place) -> Result<Published, Error> {
         let mut document = index.document.clone();
+        let mut renamed = Vec::new();
         for (at, plan) in index.entries.iter().enumerate() {
             let entry = self.publish(plan, Place::InIndex).await?;
             let digest = entry.digest.to_string();
@@ -105,7 +106,9 @@ impl Publisher<'_> {
                 &digest,
                 entry.stored_len,
             );
+            renamed.push((plan.digest().to_string(), digest));
         }
+        documents::follow_references(&mut document, &renamed);
         if document != index.document && documents::media_type(&document) == artifact::DOCKER_LIST {
             document["mediaType"] = artifact::OCI_INDEX.into();
         }

@@ -276,7 +276,9 @@ async fn multi_platform() -> (Place, Value) {
     entries.push(json!({
         "mediaType": artifact::OCI_MANIFEST, "digest": digest.to_string(), "size": attestation.to_string().len(),
         "platform": {"architecture": "unknown", "os": "unknown"},
-        "annotations": {"vnd.docker.reference.type": "attestation-manifest"},
+        "annotations": {
+            "vnd.docker.reference.type": "attestation-manifest", "vnd.docker.reference.digest": entries[0]["digest"],
+        },
     }));
     let list = json!({
         "schemaVersion": 2, "mediaType": artifact::DOCKER_LIST, "manifests": entries,
@@ -304,7 +306,10 @@ fn an_image_index_is_kept_whole() {
             let (manifest, _) = target.manifest_of(&name).await;
             assert_eq!(entry["size"], manifest.bytes.len());
         }
-        assert_eq!(after["manifests"][2], before["manifests"][2]);
+        // The attestation itself is unchanged, and still belongs to the first image.
+        let mut expected = before["manifests"][2].clone();
+        expected["annotations"]["vnd.docker.reference.digest"] = after["manifests"][0]["digest"].clone();
+        assert_eq!(after["manifests"][2], expected);
         let attestation = before["manifests"][2]["digest"].as_str().unwrap();
         assert_eq!(target.blob(attestation), source.blob(attestation));
         assert_eq!(report.copied_manifests, [attestation]);

@@ -248,3 +248,24 @@ fn a_conversion_that_is_dropped_leaves_nothing() {
         assert!(target.is_untouched().await);
     });
 }
+
+#[test]
+fn one_bad_layer_stops_the_others() {
+    run(async {
+        let mut layers = vec![Layer::gzip(&base_tar())];
+        layers[0].diff_id = Digest::of(b"other");
+        layers.extend((0..6).map(|seed| Layer::gzip(&Tar::new().file("x", &text(9000, seed)).finish())));
+        let source = Place::with_layers(&layers).await;
+        let target = Place::new();
+        let bad = Digest::of(&layers[0].stored).to_string();
+        let error = try_convert(&source, &target).await.unwrap_err();
+        assert!(error.to_string().contains(&bad), "{error}");
+        assert!(target.layout.names().unwrap().is_empty());
+        // Blobs that were finished before may stay; nothing half written does.
+        assert!(
+            target.blob_names().iter().all(|name| name.len() == 64),
+            "{:?}",
+            target.blob_names()
+        );
+    });
+}
