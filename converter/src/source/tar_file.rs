@@ -137,7 +137,8 @@ fn next_member(file: &File, parser: &mut Parser, off: &mut u64) -> io::Result<Op
             // An archive without its end marker, which every tar reader accepts.
             return Ok(None);
         }
-        match parser.parse(&bytes).map_err(io::Error::other)? {
+        let event = parser.parse(&bytes);
+        match event.map_err(|error| io::Error::other(format!("header at offset {off}: {error}")))? {
             ParseEvent::NeedData { min_bytes } => {
                 if bytes.len() < wanted || min_bytes > HEADER_READ_MAX {
                     return Err(io::ErrorKind::UnexpectedEof.into());
