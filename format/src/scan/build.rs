@@ -346,22 +346,7 @@ fn deferred_links(tree: &Tree, deferred: Vec<Option<Deferred>>) -> Vec<DeferredL
     if deferred.is_empty() {
         return Vec::new();
     }
-    let mut above = vec![None; tree.nodes().len()];
-    let mut todo = vec![NodeId::ROOT];
-    while let Some(parent) = todo.pop() {
-        for (name, id) in tree
-            .directory(parent)
-            .iter()
-            .flat_map(|directory| &directory.entries)
-        {
-            if tree.directory(*id).is_some() {
-                todo.push(*id);
-                if let Some(slot) = above.get_mut(id.0 as usize) {
-                    *slot = Some((parent, name));
-                }
-            }
-        }
-    }
+    let above = parents(tree);
     let full_path = |(mut id, name): (NodeId, EntryName)| {
         let mut path = vec![name];
         while id != NodeId::ROOT {
@@ -379,6 +364,27 @@ fn deferred_links(tree: &Tree, deferred: Vec<Option<Deferred>>) -> Vec<DeferredL
         })
     };
     deferred.into_iter().flatten().filter_map(finish).collect()
+}
+
+/// Parent and name of every directory below the root that can still be reached.
+fn parents(tree: &Tree) -> Vec<Option<(NodeId, &EntryName)>> {
+    let mut above = vec![None; tree.nodes().len()];
+    let mut todo = vec![NodeId::ROOT];
+    while let Some(parent) = todo.pop() {
+        for (name, id) in tree
+            .directory(parent)
+            .iter()
+            .flat_map(|directory| &directory.entries)
+        {
+            if tree.directory(*id).is_some() {
+                todo.push(*id);
+                if let Some(slot) = above.get_mut(id.0 as usize) {
+                    *slot = Some((parent, name));
+                }
+            }
+        }
+    }
+    above
 }
 
 fn id(what: &'static str, value: i64) -> Result<u32, Refusal> {

@@ -72,7 +72,7 @@ fn split(mut data: &[u8]) -> Option<(Map<'_>, Vec<&[u8]>)> {
         match key {
             b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
                 let is_offset = key == b"GNU.sparse.offset";
-                if is_offset != pairs.len().is_multiple_of(2) || value.contains(&b',') {
+                if is_offset != pairs.len().is_multiple_of(2) {
                     return None;
                 }
                 pairs.push(value);

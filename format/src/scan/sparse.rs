@@ -285,17 +285,8 @@ impl SparsePlan {
         }
         let first = from - from % BLOCK;
         let end = to.next_multiple_of(BLOCK).min(self.content.size);
-        let joins = matches!(self.content.extents.last(),
-            Some(Extent { file_off, len, source: ExtentSource::Literal(_) }) if file_off + len >= first);
-        if !joins {
-            let source = ExtentSource::Literal(Vec::new());
-            self.content.extents.push(Extent {
-                file_off: first,
-                len: 0,
-                source,
-            });
-        }
-        let index = self.content.extents.len() - 1;
+        self.open_literal(first);
+        let extent = self.content.extents.len() - 1;
         let Some(Extent {
             file_off,
             len,
@@ -314,10 +305,24 @@ impl SparsePlan {
         self.copies.push_back(Copy {
             plain_off,
             len: to - from,
-            extent: index,
+            extent,
             at,
         });
         Ok(())
+    }
+
+    /// Makes the last extent a literal that reaches at least to file offset `first`, a multiple of the block size.
+    fn open_literal(&mut self, first: u64) {
+        let joins = matches!(self.content.extents.last(),
+            Some(Extent { file_off, len, source: ExtentSource::Literal(_) }) if file_off + len >= first);
+        if !joins {
+            let source = ExtentSource::Literal(Vec::new());
+            self.content.extents.push(Extent {
+                file_off: first,
+                len: 0,
+                source,
+            });
+        }
     }
 
     /// Takes what the literals need from the bytes that lie at `plain_off`, and puts it into `node`, the file of this plan.

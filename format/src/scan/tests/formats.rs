@@ -41,6 +41,15 @@ fn names_of_every_format_are_read() {
 }
 
 #[test]
+fn a_star_prefix_ends_where_the_times_begin() {
+    let star = file("f", b"")
+        .raw(345, &[b'p'; 131])
+        .raw(476, b"12345670123")
+        .raw(508, b"tar\0");
+    assert_eq!(paths(&layer([star]))[1], format!("/{}/f", "p".repeat(131)));
+}
+
+#[test]
 fn gnu_long_names_win_over_pax_over_headers() {
     let all = [
         pax(&[("path", b"pax")]),
@@ -118,8 +127,13 @@ fn fields_that_are_no_numbers_are_refused() {
     assert!(refusal([file("f", b"").raw(100, b"99")]).contains("mode is not a number"));
     assert!(refusal([file("f", b"").raw(124, &[0xff; 12])]).contains("size is negative"));
     assert!(refusal([file("f", b"").raw(124, &[0x81; 12])]).contains("size is not a number"));
+    let beyond_64_bits = [0x80, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    assert!(refusal([file("f", b"").raw(124, &beyond_64_bits)]).contains("size is not a number"));
+    let star = file("f", b"").raw(508, b"tar\0");
+    assert!(refusal([star.raw(476, b"x")]).contains("a time is not a number"));
     assert!(refusal([pax(&[("mtime", b"5.x")]), file("f", b"")]).contains("mtime"));
     assert!(refusal([pax(&[("atime", b"x")]), file("f", b"")]).contains("atime"));
+    assert!(refusal([pax(&[("ctime", b"x")]), file("f", b"")]).contains("ctime"));
     assert!(refusal([pax(&[("size", b"-1")]), file("f", b"")]).contains("size is negative"));
 }
 

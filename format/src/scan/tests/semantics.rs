@@ -123,9 +123,11 @@ fn symbolic_links_on_the_way_stay_inside_the_layer() {
         file("chain/d", b""),
         symlink("slash", "/"),
         file("slash/e", b""),
+        symlink("x/absolute", "/real"),
+        file("x/absolute/f", b""),
     ];
     let layer = layer(all);
-    for path in ["real/a", "etc/b", "x/z/c", "real/d", "e"] {
+    for path in ["real/a", "etc/b", "x/z/c", "real/d", "e", "real/f"] {
         assert!(find(&layer.tree, path).is_some(), "{path} in {:?}", paths(&layer));
     }
     assert!(directory(&layer, "etc").implied && directory(&layer, "x/z").implied);
@@ -140,6 +142,22 @@ fn symbolic_link_loops_are_refused() {
     );
     let message = refusal([symlink("l", "l/l/l/l"), file("l/f", b"")]);
     assert!(message.contains("too many symbolic links"), "{message}");
+}
+
+#[test]
+fn a_path_passes_as_many_symbolic_links_as_in_containerd() {
+    let chain = |links: usize| {
+        let link = |index| symlink(&format!("l{index}"), &format!("l{}", index + 1));
+        let all: Vec<Tar> = (0..links).map(link).chain([file("l0/f", b"")]).collect();
+        super::scan(all)
+    };
+    assert!(find(&chain(255).unwrap().tree, "l255/f").is_some());
+    assert!(
+        chain(256)
+            .unwrap_err()
+            .to_string()
+            .contains("too many symbolic links")
+    );
 }
 
 #[test]

@@ -207,6 +207,12 @@ fn broken_map_encodings_are_refused() {
     assert!(records(b"", b"0,100").contains("announced number"));
     assert!(records(b"1", b"0,x").contains("something else than numbers"));
     assert!(records(b"1", b"-1,5").contains("something else than numbers"));
+    let swapped = [
+        ("GNU.sparse.numblocks", &b"1"[..]),
+        ("GNU.sparse.numbytes", b"100"),
+        ("GNU.sparse.offset", b"0"),
+    ];
+    assert!(refusal([pax(&swapped), file("sp", &[1; 100])]).contains("PAX record"));
     let version = [("GNU.sparse.major", &b"1"[..]), ("GNU.sparse.minor", b"0")];
     for (text, reason) in [
         ("x\n", "numbers"),
