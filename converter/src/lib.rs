@@ -1,6 +1,6 @@
 //! Image in, image out.
 //!
-//! [`convert`] recompresses an image into chunks with layer indexes, [`pack`] makes an image of a directory, [`check`] proves
+//! [`convert()`] recompresses an image into chunks with layer indexes, [`pack()`] makes an image of a directory, [`check()`] proves
 //! that an image is what it says (and what another image says), and [`look`] browses an image without mounting it. Images come
 //! from a [`Source`] and go to a [`Target`]; the stages in between (`recompress`) are synchronous, bounded in memory, and
 //! know no repository. Long work reports to a [`Progress`] and ends in a [`report`].
