@@ -104,7 +104,6 @@ impl Adapter {
     }
 
     fn list_plus(&self, node: u64, cookie: u64, mut reply: ReplyDirectoryPlus) {
-        let forever = Lifetime::Forever.duration();
         let mut failed = None;
         let fed = self.namespace.read_dir(node, cookie, &mut |entry| {
             let attributes = match self.namespace.attributes(entry.node) {
@@ -119,7 +118,7 @@ impl Adapter {
                 attributes.ino,
                 entry.next_cookie,
                 name,
-                &forever,
+                &entry.lifetime.duration(),
                 &attributes,
                 Generation(0),
             );

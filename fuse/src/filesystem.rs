@@ -105,6 +105,8 @@ pub struct DirEntry<'a> {
     pub file_type: u8,
     /// Where to go on after this entry.
     pub next_cookie: u64,
+    /// How long the kernel may believe the name.
+    pub lifetime: Lifetime,
 }
 
 /// Answer to a read.
@@ -215,6 +217,7 @@ pub(crate) fn dots(node: u64, parent: u64, cookie: u64, each: &mut dyn FnMut(Dir
             node,
             file_type: libc::DT_DIR,
             next_cookie: at + 1,
+            lifetime: Lifetime::Forever,
         };
         if !each(entry) {
             return false;
@@ -231,6 +234,7 @@ pub(crate) fn fixed_root(name: &str, cookie: u64, each: &mut dyn FnMut(DirEntry<
             node: node::FIXED_DIRECTORY,
             file_type: libc::DT_DIR,
             next_cookie: 3,
+            lifetime: Lifetime::Forever,
         });
     }
 }

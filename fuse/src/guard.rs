@@ -42,7 +42,8 @@ impl Guard {
     /// [`Error::Io`] when it cannot be started, [`Error::Guard`] when it ends at once.
     pub fn spawn<A: AsRef<OsStr>>(exe: &Path, args: &[A]) -> Result<Self, Error> {
         let failed = |e| Error::path("starting the mount guard", exe, e);
-        let mut command = Command::new(exe);
+        // A working directory of its own pins no mount, but makes a relative path mean something else.
+        let mut command = Command::new(std::path::absolute(exe).map_err(failed)?);
         command
             .args(args)
             .stdin(Stdio::piped())

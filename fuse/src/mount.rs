@@ -6,9 +6,10 @@
 //! the path may carry somebody else's mount by then.
 
 use std::ffi::OsStr;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -55,11 +56,16 @@ impl NewMount<'_> {
             messages,
             source,
         };
+        let log = KernelLog::from_now();
         let context =
             fsopen(self.fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| refuse(e.into(), vec![]))?;
         match self.configure(context.as_fd()) {
             Ok(fd) => Ok(DetachedMount { fd }),
-            Err(errno) => Err(refuse(errno.into(), read_messages(context.as_fd()))),
+            Err(errno) => {
+                let mut messages = read_messages(context.as_fd());
+                messages.extend(log.lines_about(self.fs_type));
+                Err(refuse(errno.into(), messages))
+            }
         }
     }
 
@@ -94,6 +100,48 @@ fn read_messages(context: BorrowedFd<'_>) -> Vec<String> {
         );
     }
     messages
+}
+
+/// The kernel's log from a moment on. EROFS tells most of its reasons there and not in the file system context.
+struct KernelLog(Option<File>);
+
+impl KernelLog {
+    /// Remembers the end of the log. A log that cannot be read has no lines.
+    fn from_now() -> Self {
+        let options = File::options()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg");
+        let at_end = |mut log: File| log.seek(SeekFrom::End(0)).is_ok().then_some(log);
+        Self(options.ok().and_then(at_end))
+    }
+
+    /// Lines written since then that begin with the name of a file system. Other mounts may be among them.
+    fn lines_about(self, fs_type: &str) -> Vec<String> {
+        let Self(Some(mut log)) = self else {
+            return Vec::new();
+        };
+        let mut lines = Vec::new();
+        let mut record = [0; MESSAGE_MAX];
+        // One record per read; "would block" ends the log.
+        while let Ok(len) = log.read(&mut record) {
+            let text = String::from_utf8_lossy(record.get(..len).unwrap_or_default());
+            // "priority,number,time,flags;text" and then lines with properties.
+            let line = text
+                .split_once(';')
+                .map_or("", |(_, text)| text)
+                .lines()
+                .next()
+                .unwrap_or_default();
+            if line.starts_with(fs_type) && lines.len() < MESSAGES_MAX {
+                lines.push(line.to_owned());
+            }
+            if len == 0 || lines.len() >= MESSAGES_MAX {
+                break;
+            }
+        }
+        lines
+    }
 }
 
 /// A mount that only its descriptor leads to.

@@ -106,6 +106,8 @@ impl OwnRecord {
             .mode(0o700)
             .create(run_dir)
             .map_err(failed)?;
+        // The guardian has another working directory.
+        let run_dir = &fs::canonicalize(run_dir).map_err(failed)?;
         // Two processes that ask for the same target must not both find it free.
         let _exclusive = lock_wait(File::open(run_dir).map_err(failed)?, LOCK_WAIT).map_err(failed)?;
         clean_up_dead(run_dir)?;

@@ -122,6 +122,7 @@ impl LayerDirectory {
                 node: *number,
                 file_type: libc::DT_REG,
                 next_cookie: number + 1,
+                lifetime: Lifetime::Brief,
             };
             if !each(entry) {
                 return;

@@ -92,6 +92,7 @@ impl TreeView<'_> {
                 node,
                 file_type: dt_of_erofs(entry.file_type),
                 next_cookie,
+                lifetime: Lifetime::Forever,
             })
         });
         fed?;
@@ -295,6 +296,7 @@ impl TreeDirectory {
                 node: number.node(shown.tree.root()).ok_or(Errno::EOVERFLOW)?,
                 file_type: libc::DT_DIR,
                 next_cookie: number.value() + 3,
+                lifetime: Lifetime::Brief,
             };
             if !each(entry) {
                 return Ok(());

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sluice_fuse::erofs_mount::ErofsMount;
 use sluice_fuse::{Error, Front, MountedImage, PlainSource, mountinfo};
 use support::compare::{assert_same_tree, xattrs};
 use support::sample::{CAPABILITY, Sample, noise};
@@ -494,4 +495,41 @@ fn fuse_a_target_is_mounted_once() {
     let _image = bench.mount(request.clone());
     let error = MountedImage::mount(request, None, bench.handle()).unwrap_err();
     assert!(matches!(error, Error::AlreadyMounted { .. }), "{error}");
+}
+
+#[test]
+fn privileged_hundreds_of_layers_are_mounted() {
+    const LAYERS: u16 = 300;
+    for front in FRONTS {
+        let bench = Bench::new();
+        let names: Vec<_> = (1..=LAYERS).map(|layer| format!("in-layer-{layer}")).collect();
+        let files: Vec<_> = (1..=LAYERS)
+            .zip(&names)
+            .map(|(layer, name)| (name.as_str(), layer, 512, 700))
+            .collect();
+        let layers: Vec<Arc<dyn PlainSource>> = (1..=LAYERS)
+            .map(|layer| Memory::new(noise(layer.into(), 2048)) as Arc<dyn PlainSource>)
+            .collect();
+        let image = bench.mount(bench.request(front, &tree_of_files(&files), layers));
+        for (layer, name) in (1..=LAYERS).zip(&names) {
+            let expected = &noise(layer.into(), 2048)[512..1212];
+            assert!(
+                fs::read(image.target().join(name)).unwrap() == expected,
+                "{front:?}: {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn privileged_the_kernels_reason_is_in_the_error() {
+    let bench = Bench::new();
+    let sample = Sample::new(bench.path("reference"));
+    let layers = sample.finish();
+    let request = bench.request(Front::Erofs, &sample.tree, sources(&layers));
+    // Two devices are in the table of the image.
+    let one = [request.tree_file.clone()];
+    let error = ErofsMount::mount(&request.tree_file, &one, &bench.target(), None).unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("extra devices"), "{text}");
 }

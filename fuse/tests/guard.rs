@@ -8,9 +8,9 @@
 #[expect(dead_code, reason = "the front end tests use the rest")]
 mod support;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::fs::{FileExt, chown};
+use std::os::unix::fs::{FileExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -315,8 +315,8 @@ fn what_an_unguarded_server_left_is_cleaned_up() {
     }
 }
 
-/// A user that owns nothing else.
-const OTHER_USER: u32 = 65_533;
+/// `nobody`: the helper wants a user with a name.
+const OTHER_USER: u32 = 65_534;
 
 fn as_other_user(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
@@ -328,8 +328,28 @@ fn as_other_user(program: &Path) -> Command {
     command
 }
 
+/// `/dev/fuse` as udev makes it, open to everybody; put back by drop. Hosts without udev keep it for root.
+struct OpenDevice(Permissions);
+
+impl OpenDevice {
+    const PATH: &str = "/dev/fuse";
+
+    fn new() -> Self {
+        let before = fs::metadata(Self::PATH).unwrap().permissions();
+        fs::set_permissions(Self::PATH, Permissions::from_mode(0o666)).unwrap();
+        Self(before)
+    }
+}
+
+impl Drop for OpenDevice {
+    fn drop(&mut self) {
+        fs::set_permissions(Self::PATH, self.0.clone()).unwrap();
+    }
+}
+
 fn users_other_than_root_mount_with_the_helper() {
-    let bench = Bench::new();
+    support::require_root_and_fuse();
+    let _device = OpenDevice::new();
     // The user must reach the place and this program, wherever the build directory is.
     let place = tempfile::tempdir().unwrap();
     let place = fs::canonicalize(place.path()).unwrap();
@@ -366,5 +386,4 @@ fn users_other_than_root_mount_with_the_helper() {
             assert!(server.child.wait().unwrap().success());
         }
     }
-    drop(bench);
 }
