@@ -34,11 +34,12 @@ impl Mounted {
             .stdout(Stdio::piped())
             .spawn()?;
         let mut line = String::new();
-        let stdout = child.stdout.take().context("standard output is piped")?;
-        std::io::BufReader::new(stdout).read_line(&mut line)?;
+        let mut stdout = BufReader::new(child.stdout.take().context("standard output is piped")?);
+        stdout.read_line(&mut line)?;
         let mounted = Self {
             child,
             dir: dir.to_owned(),
+            _stdout: stdout,
         };
         anyhow::ensure!(!line.is_empty(), "sluice mount ended before the mount was ready");
         Ok(mounted)
