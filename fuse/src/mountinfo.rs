@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
 /// How long a watching thread sleeps at most, in milliseconds; also how long it may outlive its listener.
-const RECHECK: u16 = 500;
+const RECHECK: u16 = 2000;
 
 /// One mount.
 #[derive(Clone, Debug, PartialEq, Eq)]

