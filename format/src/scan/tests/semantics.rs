@@ -280,8 +280,13 @@ fn a_directory_implied_below_a_whiteout_hides_the_lower_one() {
 
 #[test]
 fn device_zero_is_a_whiteout() {
-    let layer = layer([device(b'3', "c", 0, 0), device(b'4', "b", 0, 0)]);
+    let layer = layer([device(b'3', "c", 0, 0).uid(5), device(b'4', "b", 0, 0)]);
     assert!(is_whiteout(&layer, "c"));
+    assert_eq!(
+        node(&layer, "c").attributes,
+        Attributes::default(),
+        "like every other whiteout"
+    );
     assert!(
         matches!(node(&layer, "b").kind, NodeKind::BlockDevice(_)),
         "a block device is none"
@@ -337,6 +342,14 @@ fn attributes_that_containerd_leaves_out_are_left_out_with_a_warning() {
         if let NodeKind::Directory(directory) = &node(&scanned.layer, "x").kind {
             assert!(!directory.opaque, "only a marker file makes a directory opaque");
         }
+    }
+}
+
+#[test]
+fn an_empty_acl_is_none() {
+    for value in [&b""[..], &ACL[..4]] {
+        let layer = layer([xattr("system.posix_acl_access", value), file("f", b"")]);
+        assert!(names(&layer, "f").is_empty());
     }
 }
 

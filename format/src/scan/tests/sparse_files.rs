@@ -162,7 +162,17 @@ fn unaligned_sparse_files_are_composed() {
     assert_eq!(check(5000, &[(3, 500), (600, 12), (3000, 100)]), 512 * 4);
     assert_eq!(check(5000, &[(100, 700), (4000, 1000)]), 1024 + 1416);
     assert_eq!(check(700, &[(1, 1), (699, 1)]), 700);
+    assert_eq!(check(5000, &[(0, 100), (512, 1024)]), 512 + 1024);
     assert!(check(10_000, &[(0, 10), (20, 10), (40, 3000), (3100, 5000)]) > 8000);
+}
+
+#[test]
+fn blocks_that_are_aligned_by_chance_are_mapped_in_place() {
+    assert_eq!(
+        check(5000, &[(0, 100), (612, 1436)]),
+        1024,
+        "of 1536 bytes stored, 1024 are whole blocks"
+    );
 }
 
 #[test]
