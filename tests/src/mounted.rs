@@ -84,6 +84,8 @@ impl Mounting {
         if self.reference.starts_with("docker://") {
             command.arg("--plain-http");
         }
+        // Inherited by every process that the mount starts, so that none can hide.
+        command.env(process::MARK, &run_directory);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -239,26 +241,37 @@ impl Mounted {
         self.assert_nothing_left()
     }
 
-    /// Checks that no mount is left, and nothing in the run directory.
+    /// Checks that no mount is left, no process, and nothing in the run directory.
     ///
     /// # Errors
     /// Saying what is left.
     pub fn assert_nothing_left(&self) -> Result<()> {
         mountinfo::assert_nothing_under(&self.scratch)?;
-        let left = fs_names(&self.run_directory)?;
+        let left = paths_below(&self.run_directory)?;
         ensure!(left.is_empty(), "left in the run directory: {left:?}");
+        let left = process::marked(self.run_directory.as_os_str());
+        ensure!(left.is_empty(), "processes left: {left:?}");
         Ok(())
+    }
+
+    /// Waits until nothing is left; for ends that others have to clean up after.
+    ///
+    /// # Errors
+    /// Saying what is left after `patience`.
+    pub fn wait_nothing_left(&self, patience: Duration) -> Result<()> {
+        let gone = process::wait_until("nothing left", patience, || self.assert_nothing_left().is_ok());
+        gone.or_else(|_| self.assert_nothing_left())
     }
 }
 
 /// Paths of everything below a directory.
-fn fs_names(directory: &Path) -> Result<Vec<PathBuf>> {
+fn paths_below(directory: &Path) -> Result<Vec<PathBuf>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(directory)? {
         let entry = entry?;
         names.push(entry.path());
         if entry.file_type()?.is_dir() {
-            names.extend(fs_names(&entry.path())?);
+            names.extend(paths_below(&entry.path())?);
         }
     }
     Ok(names)

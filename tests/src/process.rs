@@ -1,7 +1,9 @@
 //! Running commands and ending the daemons that a test started.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -86,6 +88,23 @@ pub fn wait_until(what: &str, timeout: Duration, mut condition: impl FnMut() -> 
         thread::sleep(POLL);
     }
     Ok(())
+}
+
+/// Environment variable by which processes are recognised as belonging to a test.
+pub const MARK: &str = "SLUICE_TEST_MARK";
+
+/// Processes that were started with [`MARK`] set to `value`, and those that they started.
+pub fn marked(value: &OsStr) -> Vec<Pid> {
+    let setting = [MARK.as_bytes(), b"=", value.as_bytes()].concat();
+    let is_marked = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment
+            .split(|byte| *byte == 0)
+            .any(|variable| variable == setting)
+    };
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(is_marked).map(Pid::from_raw).collect()
 }
 
 /// Sends a signal to a child of ours.

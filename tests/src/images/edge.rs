@@ -361,12 +361,15 @@ fn sparse_files(stack: &mut Stack) {
     }
 }
 
+/// Files by path with the bytes that they have to hold.
+pub type NamedContents = Vec<(&'static str, Vec<u8>)>;
+
 /// An image of files with holes in the old GNU encoding, which containerd refuses as an unknown type, with the content
 /// that each has to have. Under the tag `old-gnu-sparse`.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn old_gnu_sparse(directory: &Path) -> Result<(Image, Vec<(&'static str, Vec<u8>)>)> {
+pub fn old_gnu_sparse(directory: &Path) -> Result<(Image, NamedContents)> {
     let shapes = sparse_shapes(SparseEncoding::OldGnu);
     let contents = shapes
         .iter()

@@ -41,6 +41,8 @@ pub enum Content {
         /// Distinguishes contents.
         seed: u64,
     },
+    /// So many zeros.
+    Zeros(u64),
     /// The first `len` bytes of a local file.
     File {
         /// Where it is.
@@ -54,6 +56,7 @@ impl Content {
     fn len(&self) -> u64 {
         match self {
             Self::Bytes(bytes) => bytes.len() as u64,
+            Self::Zeros(len) => *len,
             Self::Generated { len, .. } | Self::File { len, .. } => *len,
         }
     }
@@ -61,6 +64,7 @@ impl Content {
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         match self {
             Self::Bytes(bytes) => out.write_all(bytes),
+            Self::Zeros(len) => io::copy(&mut io::repeat(0).take(*len), out).map(|_| ()),
             Self::Generated { len, seed } => io::copy(&mut Pattern::new(*seed).take(*len), out).map(|_| ()),
             Self::File { path, len } => {
                 let copied = io::copy(&mut File::open(path)?.take(*len), out)?;
@@ -190,6 +194,14 @@ impl Entry {
     pub fn generated(name: impl AsRef<[u8]>, len: u64, seed: u64) -> Self {
         Self {
             content: Content::Generated { len, seed },
+            ..Self::new(b'0', name, 0o644)
+        }
+    }
+
+    /// A regular file of zeros that are really in the tar.
+    pub fn zeros(name: impl AsRef<[u8]>, len: u64) -> Self {
+        Self {
+            content: Content::Zeros(len),
             ..Self::new(b'0', name, 0o644)
         }
     }

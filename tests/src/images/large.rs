@@ -66,34 +66,24 @@ pub fn wide_directory(directory: &Path, count: u32) -> Result<Image> {
         .write(directory, "wide")
 }
 
-/// An image with files of more than 4 GiB, nearly all holes, in two encodings, under the tag `holes`.
+/// An image with a file of more than 4 GiB, nearly all holes, under the tag `holes`. Data lies in pages, as file systems
+/// give it out.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn holes_over_4_gib(directory: &Path) -> Result<Image> {
-    let encodings = [
-        (SparseEncoding::Pax10, "pax-1.0"),
-        (SparseEncoding::Pax01, "pax-0.1"),
-    ];
-    let entries = encodings.map(|(encoding, name)| {
-        let at_the_end = OVER_4_GIB - 12_345;
-        let segments = vec![
-            (0, vec![b'a'; 512]),
-            (3 << 30, vec![b'b'; 1024]),
+    let at_the_end = OVER_4_GIB - 12_345;
+    let sparse = Sparse {
+        encoding: SparseEncoding::Pax10,
+        segments: vec![
+            (0, vec![b'a'; 4096]),
+            (3 << 30, vec![b'b'; 8192]),
             (at_the_end, vec![b'c'; 12_345]),
-        ];
-        Entry::sparse(
-            name,
-            Sparse {
-                encoding,
-                segments,
-                real_len: OVER_4_GIB,
-            },
-        )
-    });
-    ImageBuilder::new()
-        .layer(Layer::of(entries))
-        .write(directory, "holes")
+        ],
+        real_len: OVER_4_GIB,
+    };
+    let layer = Layer::of([Entry::sparse("holes", sparse)]);
+    ImageBuilder::new().layer(layer).write(directory, "holes")
 }
 
 /// An image with a file of more than 4 GiB of real bytes and a file after it, under the tag `bytes`.
