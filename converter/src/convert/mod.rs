@@ -30,7 +30,7 @@ use crate::report::{ConvertReport, Totals};
 use crate::{Error, Source, Target};
 
 /// zstd level of new chunks.
-pub const DEFAULT_LEVEL: i32 = 3;
+pub const DEFAULT_LEVEL: i32 = 5;
 
 /// Plain bytes in a chunk of a large file.
 pub const DEFAULT_CHUNK_SIZE: u32 = 256 << 10;
