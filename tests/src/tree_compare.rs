@@ -36,6 +36,8 @@ pub struct Exceptions {
     pub link_counts: BTreeSet<Vec<u8>>,
     /// Inode identity: whether two names are one file is not compared when the tree has no stable inode numbers.
     pub hard_link_groups: bool,
+    /// Lengths, contents and extended attributes of these files: one side is known to lose them.
+    pub lossy: BTreeSet<Vec<u8>>,
     /// Contents of files: they were compared with another tree already.
     pub contents: bool,
 }
@@ -44,6 +46,14 @@ impl Exceptions {
     /// No difference at all may be.
     pub fn none() -> Self {
         Self::default()
+    }
+
+    /// Whatever these files hold.
+    pub fn lossy(names: &[&str]) -> Self {
+        Self {
+            lossy: names.iter().map(|name| name.as_bytes().to_vec()).collect(),
+            ..Self::default()
+        }
     }
 
     /// What overlayfs and containerd's unpack make inevitable, given the directories that no entry describes and the
@@ -55,8 +65,7 @@ impl Exceptions {
             times: paths(implied_directories),
             directory_links: true,
             link_counts: paths(lost_a_name),
-            hard_link_groups: false,
-            contents: false,
+            ..Self::default()
         }
     }
 }

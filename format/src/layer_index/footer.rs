@@ -80,7 +80,11 @@ impl FromStr for IndexLocation {
     fn from_str(text: &str) -> Result<Self, FormatError> {
         let refuse = || {
             let shown = text.chars().take(120).collect::<String>();
-            FormatError::malformed(FORMAT, "annotation", format!("\"{shown}\" is not <digest>@<offset>+<length>"))
+            FormatError::malformed(
+                FORMAT,
+                "annotation",
+                format!("\"{shown}\" is not <digest>@<offset>+<length>"),
+            )
         };
         let (digest, range) = text.split_once('@').ok_or_else(refuse)?;
         let (off, len) = range.split_once('+').ok_or_else(refuse)?;
@@ -94,7 +98,9 @@ impl FromStr for IndexLocation {
 
 /// Only digits: `u64::from_str` would also take a plus sign, and one location must have one spelling.
 fn parse_decimal(text: &str) -> Option<u64> {
-    text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse().ok())?
+    text.bytes()
+        .all(|b| b.is_ascii_digit())
+        .then(|| text.parse().ok())?
 }
 
 /// The bytes that follow the last chunk of a blob that is `blob_len` bytes long so far: `index` in a skippable frame
@@ -109,8 +115,11 @@ pub fn frame_index(index: &[u8], blob_len: u64) -> Result<(Vec<u8>, IndexLocatio
         value: index_len,
         limit: u32::MAX.into(),
     })?;
-    let location =
-        IndexLocation { digest: Digest::of(index), stored_off: blob_len + FRAME_HEADER_LEN, stored_len: index_len };
+    let location = IndexLocation {
+        digest: Digest::of(index),
+        stored_off: blob_len + FRAME_HEADER_LEN,
+        stored_len: index_len,
+    };
     let footer = RawFooter {
         frame_magic: SKIPPABLE_MAGIC.into(),
         frame_len: ((FOOTER_LEN - FRAME_HEADER_LEN) as u32).into(),
@@ -135,13 +144,18 @@ pub fn frame_index(index: &[u8], blob_len: u64) -> Result<(Vec<u8>, IndexLocatio
 /// # Errors
 /// [`FormatError`] when there is a footer but it cannot be used.
 pub fn parse_footer(tail: &[u8], blob_len: u64) -> Result<Option<IndexLocation>, FormatError> {
-    let Ok(footer) = RawFooter::ref_from_bytes(tail) else { return Ok(None) };
+    let Ok(footer) = RawFooter::ref_from_bytes(tail) else {
+        return Ok(None);
+    };
     if footer.frame_magic.get() != SKIPPABLE_MAGIC || footer.magic != FOOTER_MAGIC {
         return Ok(None);
     }
     if footer.version.get() != FOOTER_VERSION {
         let reason = format!("footer version {}", footer.version);
-        return Err(FormatError::Unsupported { format: FORMAT, reason });
+        return Err(FormatError::Unsupported {
+            format: FORMAT,
+            reason,
+        });
     }
     let location = IndexLocation {
         digest: Digest::from_bytes(footer.index_digest),

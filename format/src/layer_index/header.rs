@@ -84,11 +84,22 @@ impl<'a> Header<'a> {
         let (version, incompatible) = (raw.version.get(), raw.incompatible.get());
         if version != VERSION || incompatible & !KNOWN_INCOMPATIBLE != 0 {
             let reason = format!("version {version}, incompatible features {incompatible:#x}");
-            return Err(FormatError::Unsupported { format: FORMAT, reason });
+            return Err(FormatError::Unsupported {
+                format: FORMAT,
+                reason,
+            });
         }
         let count = raw.section_count.get();
-        FormatError::check_limit("number of sections in a layer index", count.into(), SECTIONS_MAX.into())?;
-        FormatError::check_limit("plain length of a layer", raw.plain_len.get(), limits.layer_plain_len)?;
+        FormatError::check_limit(
+            "number of sections in a layer index",
+            count.into(),
+            SECTIONS_MAX.into(),
+        )?;
+        FormatError::check_limit(
+            "plain length of a layer",
+            raw.plain_len.get(),
+            limits.layer_plain_len,
+        )?;
         let (sections, _) = <[RawSection]>::ref_from_prefix_with_elems(rest, count.into())
             .map_err(|_| refuse("section list", "is cut short"))?;
         Ok(Self {
@@ -102,22 +113,41 @@ impl<'a> Header<'a> {
     /// The decoded bytes of a section that must be there.
     pub(super) fn load_section(&self, bytes: &[u8], kind: SectionKind) -> Result<Vec<u8>, FormatError> {
         let place = || format!("section {kind:?}");
-        let mut found = self.sections.iter().filter(|section| section.kind.get() == kind as u32);
+        let mut found = self
+            .sections
+            .iter()
+            .filter(|section| section.kind.get() == kind as u32);
         let (Some(section), None) = (found.next(), found.next()) else {
-            return Err(FormatError::malformed(FORMAT, place(), "is missing or there twice"));
+            return Err(FormatError::malformed(
+                FORMAT,
+                place(),
+                "is missing or there twice",
+            ));
         };
         let stored = stored_bytes(bytes, section)
             .ok_or_else(|| FormatError::malformed(FORMAT, place(), "lies outside the index"))?;
         let (expected, found) = (Digest::from_bytes(section.digest), Digest::of(stored));
         if expected != found {
-            return Err(FormatError::Corrupt { what: format!("{FORMAT} {}", place()), expected, found });
+            return Err(FormatError::Corrupt {
+                what: format!("{FORMAT} {}", place()),
+                expected,
+                found,
+            });
         }
         if section.encoding.get() != ENCODING_ZSTD {
             let reason = format!("encoding {} of {}", section.encoding, place());
-            return Err(FormatError::Unsupported { format: FORMAT, reason });
+            return Err(FormatError::Unsupported {
+                format: FORMAT,
+                reason,
+            });
         }
-        FormatError::check_limit("decoded length of an index section", section.decoded_len.get(), self.section_limit)?;
-        decode(stored, section.decoded_len.get()).map_err(|reason| FormatError::malformed(FORMAT, place(), reason))
+        FormatError::check_limit(
+            "decoded length of an index section",
+            section.decoded_len.get(),
+            self.section_limit,
+        )?;
+        decode(stored, section.decoded_len.get())
+            .map_err(|reason| FormatError::malformed(FORMAT, place(), reason))
     }
 }
 
@@ -131,9 +161,14 @@ fn stored_bytes<'a>(bytes: &'a [u8], section: &RawSection) -> Option<&'a [u8]> {
 fn decode(stored: &[u8], decoded_len: u64) -> Result<Vec<u8>, String> {
     let decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(|e| e.to_string())?;
     let mut decoded = Vec::new();
-    decoder.take(decoded_len.saturating_add(1)).read_to_end(&mut decoded).map_err(|e| e.to_string())?;
+    decoder
+        .take(decoded_len.saturating_add(1))
+        .read_to_end(&mut decoded)
+        .map_err(|e| e.to_string())?;
     if decoded.len() as u64 != decoded_len {
-        return Err(format!("decodes to another length than the {decoded_len} bytes announced"));
+        return Err(format!(
+            "decodes to another length than the {decoded_len} bytes announced"
+        ));
     }
     Ok(decoded)
 }
@@ -145,7 +180,11 @@ pub(super) fn assemble(
     sections: &[(SectionKind, Vec<u8>)],
 ) -> Result<Vec<u8>, FormatError> {
     let section_count = u16::try_from(sections.len()).unwrap_or(u16::MAX);
-    FormatError::check_limit("number of sections in a layer index", section_count.into(), SECTIONS_MAX.into())?;
+    FormatError::check_limit(
+        "number of sections in a layer index",
+        section_count.into(),
+        SECTIONS_MAX.into(),
+    )?;
     let raw = RawHeader {
         magic: MAGIC,
         version: VERSION.into(),

@@ -45,7 +45,10 @@ impl LayerIndex {
     /// # Errors
     /// [`FormatError`] when the tree does not fit an EROFS image.
     pub fn new(diff_id: DiffId, chunks: ChunkTable, layer: &LayerTree) -> Result<Self, FormatError> {
-        let device = DeviceSlot { diff_id, plain_len: chunks.plain_len() };
+        let device = DeviceSlot {
+            diff_id,
+            plain_len: chunks.plain_len(),
+        };
         let written = erofs::write_image(&layer.tree, &[device])?;
         let mut implied: Vec<u64> = (0u32..)
             .zip(layer.tree.nodes())
@@ -53,8 +56,16 @@ impl LayerIndex {
             .filter_map(|(id, _)| written.nid(crate::NodeId(id)))
             .collect();
         implied.sort_unstable();
-        let stacking = Stacking { implied, deferred_links: layer.deferred_links.clone() };
-        Ok(Self { diff_id, chunks, tree_image: written.bytes, stacking })
+        let stacking = Stacking {
+            implied,
+            deferred_links: layer.deferred_links.clone(),
+        };
+        Ok(Self {
+            diff_id,
+            chunks,
+            tree_image: written.bytes,
+            stacking,
+        })
     }
 
     /// Length of the plain layer in bytes.
@@ -81,14 +92,23 @@ impl LayerIndex {
     /// [`FormatError::Malformed`], [`FormatError::Corrupt`] or [`FormatError::Limit`] for bad bytes,
     /// [`FormatError::Unsupported`] for an index of a newer Sluice.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, FormatError> {
-        FormatError::check_limit("stored length of a layer index", bytes.len() as u64, limits.index_stored_len)?;
+        FormatError::check_limit(
+            "stored length of a layer index",
+            bytes.len() as u64,
+            limits.index_stored_len,
+        )?;
         let header = Header::parse(bytes, limits)?;
         let chunks = header.load_section(bytes, SectionKind::Chunks)?;
         let chunks = sections::parse_chunks(&chunks, header.plain_len, limits)?;
         let stacking = header.load_section(bytes, SectionKind::Stacking)?;
         let stacking = sections::parse_stacking(&stacking, limits)?;
         let tree_image = header.load_section(bytes, SectionKind::Tree)?;
-        let index = Self { diff_id: header.diff_id, chunks, tree_image, stacking };
+        let index = Self {
+            diff_id: header.diff_id,
+            chunks,
+            tree_image,
+            stacking,
+        };
         index.check_device(limits)?;
         Ok(index)
     }
@@ -100,7 +120,11 @@ impl LayerIndex {
     pub fn parse_verified(bytes: &[u8], expected: &Digest, limits: &Limits) -> Result<Self, FormatError> {
         let found = Digest::of(bytes);
         if found != *expected {
-            return Err(FormatError::Corrupt { what: FORMAT.into(), expected: *expected, found });
+            return Err(FormatError::Corrupt {
+                what: FORMAT.into(),
+                expected: *expected,
+                found,
+            });
         }
         Self::parse(bytes, limits)
     }
@@ -123,15 +147,24 @@ impl LayerIndex {
                 directory.implied = true;
             }
         }
-        Ok(LayerTree { tree, deferred_links: self.stacking.deferred_links.clone() })
+        Ok(LayerTree {
+            tree,
+            deferred_links: self.stacking.deferred_links.clone(),
+        })
     }
 
     fn check_device(&self, limits: &Limits) -> Result<(), FormatError> {
         let devices = erofs::Image::open(&self.tree_image[..], limits)?.devices();
         let blocks = self.plain_len().div_ceil(erofs::BLOCK_SIZE);
         match devices[..] {
-            [(diff_id, len)] if diff_id == self.diff_id && len.div_ceil(erofs::BLOCK_SIZE) == blocks => Ok(()),
-            _ => Err(FormatError::malformed(FORMAT, "tree", "the tree's device is not this layer")),
+            [(diff_id, len)] if diff_id == self.diff_id && len.div_ceil(erofs::BLOCK_SIZE) == blocks => {
+                Ok(())
+            }
+            _ => Err(FormatError::malformed(
+                FORMAT,
+                "tree",
+                "the tree's device is not this layer",
+            )),
         }
     }
 }

@@ -18,20 +18,29 @@ pub(super) fn encode_chunks(table: &ChunkTable) -> Vec<u8> {
     let chunks = table.chunks();
     let mut out = Vec::with_capacity(8 + chunks.len() * CHUNK_ROW_LEN);
     out.extend_from_slice(&(chunks.len() as u64).to_le_bytes());
-    chunks.iter().for_each(|chunk| out.extend_from_slice(&chunk.plain_len.to_le_bytes()));
+    chunks
+        .iter()
+        .for_each(|chunk| out.extend_from_slice(&chunk.plain_len.to_le_bytes()));
     let mut expected = 0;
     for chunk in chunks {
         out.extend_from_slice(&chunk.stored_off.wrapping_sub(expected).to_le_bytes());
         expected = chunk.stored_range().end;
     }
-    chunks.iter().for_each(|chunk| out.extend_from_slice(&chunk.stored_len.to_le_bytes()));
+    chunks
+        .iter()
+        .for_each(|chunk| out.extend_from_slice(&chunk.stored_len.to_le_bytes()));
     out.extend(chunks.iter().map(|chunk| chunk.codec as u8));
-    chunks.iter().for_each(|chunk| out.extend_from_slice(chunk.digest.0.as_bytes()));
+    chunks
+        .iter()
+        .for_each(|chunk| out.extend_from_slice(chunk.digest.0.as_bytes()));
     out
 }
 
 pub(super) fn parse_chunks(bytes: &[u8], plain_len: u64, limits: &Limits) -> Result<ChunkTable, FormatError> {
-    let mut cursor = Cursor { rest: bytes, section: "chunks" };
+    let mut cursor = Cursor {
+        rest: bytes,
+        section: "chunks",
+    };
     let count = cursor.count("number of chunks in a layer", limits.chunks)?;
     if cursor.rest.len() != count.saturating_mul(CHUNK_ROW_LEN) {
         return Err(cursor.refuse("has another length than its count says"));
@@ -43,8 +52,15 @@ pub(super) fn parse_chunks(bytes: &[u8], plain_len: u64, limits: &Limits) -> Res
     let digests = cursor.take(count * Digest::LEN)?;
     let (mut plain_off, mut stored_end) = (0u64, 0u64);
     let mut chunks = Vec::with_capacity(count);
-    let rows = plain_lens.as_chunks().0.iter().zip(gaps.as_chunks().0).zip(stored_lens.as_chunks().0);
-    for (((plain_len, gap), stored_len), (codec, digest)) in rows.zip(codecs.iter().zip(digests.as_chunks().0)) {
+    let rows = plain_lens
+        .as_chunks()
+        .0
+        .iter()
+        .zip(gaps.as_chunks().0)
+        .zip(stored_lens.as_chunks().0);
+    for (((plain_len, gap), stored_len), (codec, digest)) in
+        rows.zip(codecs.iter().zip(digests.as_chunks().0))
+    {
         let chunk = ChunkRef {
             plain_off,
             plain_len: u32::from_le_bytes(*plain_len),
@@ -65,7 +81,10 @@ pub(super) fn parse_chunks(bytes: &[u8], plain_len: u64, limits: &Limits) -> Res
 pub(super) fn encode_stacking(stacking: &Stacking) -> Result<Vec<u8>, FormatError> {
     let mut out = Vec::new();
     out.extend_from_slice(&(stacking.implied.len() as u64).to_le_bytes());
-    stacking.implied.iter().for_each(|nid| out.extend_from_slice(&nid.to_le_bytes()));
+    stacking
+        .implied
+        .iter()
+        .for_each(|nid| out.extend_from_slice(&nid.to_le_bytes()));
     out.extend_from_slice(&(stacking.deferred_links.len() as u64).to_le_bytes());
     for link in &stacking.deferred_links {
         encode_path(&link.path, &mut out)?;
@@ -90,22 +109,38 @@ fn encode_path(path: &[EntryName], out: &mut Vec<u8>) -> Result<(), FormatError>
 }
 
 pub(super) fn parse_stacking(bytes: &[u8], limits: &Limits) -> Result<Stacking, FormatError> {
-    let mut cursor = Cursor { rest: bytes, section: "stacking" };
+    let mut cursor = Cursor {
+        rest: bytes,
+        section: "stacking",
+    };
     let entries = usize::try_from(limits.entries).unwrap_or(usize::MAX);
     let count = cursor.count("number of implied directories", entries)?;
     let nids = cursor.take(count.saturating_mul(8))?;
-    let implied: Vec<u64> = nids.as_chunks().0.iter().map(|nid| u64::from_le_bytes(*nid)).collect();
+    let implied: Vec<u64> = nids
+        .as_chunks()
+        .0
+        .iter()
+        .map(|nid| u64::from_le_bytes(*nid))
+        .collect();
     if !implied.is_sorted_by(|a, b| a < b) {
         return Err(cursor.refuse("implied directories are out of order"));
     }
     let count = cursor.count("number of deferred hard links", limits.deferred_links)?;
     let deferred_links = (0..count)
-        .map(|_| Ok(DeferredLink { path: cursor.path(limits)?, target: cursor.path(limits)? }))
+        .map(|_| {
+            Ok(DeferredLink {
+                path: cursor.path(limits)?,
+                target: cursor.path(limits)?,
+            })
+        })
         .collect::<Result<_, FormatError>>()?;
     if !cursor.rest.is_empty() {
         return Err(cursor.refuse("goes on after its last record"));
     }
-    Ok(Stacking { implied, deferred_links })
+    Ok(Stacking {
+        implied,
+        deferred_links,
+    })
 }
 
 struct Cursor<'a> {
@@ -119,7 +154,10 @@ impl<'a> Cursor<'a> {
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], FormatError> {
-        let (taken, rest) = self.rest.split_at_checked(len).ok_or_else(|| self.refuse("is cut short"))?;
+        let (taken, rest) = self
+            .rest
+            .split_at_checked(len)
+            .ok_or_else(|| self.refuse("is cut short"))?;
         self.rest = rest;
         Ok(taken)
     }
@@ -133,8 +171,15 @@ impl<'a> Cursor<'a> {
 
     fn path(&mut self, limits: &Limits) -> Result<Vec<EntryName>, FormatError> {
         let raw = self.take(2)?;
-        let count = raw.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte));
-        FormatError::check_limit("number of components of a path", count as u64, limits.path_len as u64)?;
+        let count = raw
+            .iter()
+            .rev()
+            .fold(0, |sum, byte| sum << 8 | usize::from(*byte));
+        FormatError::check_limit(
+            "number of components of a path",
+            count as u64,
+            limits.path_len as u64,
+        )?;
         if count == 0 {
             return Err(self.refuse("holds an empty path"));
         }

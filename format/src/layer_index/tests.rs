@@ -12,15 +12,42 @@ fn sample() -> (LayerIndex, LayerTree) {
     let mut layer = LayerTree::default();
     let content = FileContent {
         size: 700,
-        extents: vec![Extent { file_off: 0, len: 700, source: ExtentSource::Plain { device: 1, plain_off: 512 } }],
+        extents: vec![Extent {
+            file_off: 0,
+            len: 700,
+            source: ExtentSource::Plain {
+                device: 1,
+                plain_off: 512,
+            },
+        }],
     };
-    let attributes = Attributes { permissions: 0o644, ..Attributes::default() };
-    let file = layer.tree.add(Node { kind: NodeKind::Regular(content), attributes });
-    let mut etc = Directory { implied: true, ..Directory::default() };
+    let attributes = Attributes {
+        permissions: 0o644,
+        ..Attributes::default()
+    };
+    let file = layer.tree.add(Node {
+        kind: NodeKind::Regular(content),
+        attributes,
+    });
+    let mut etc = Directory {
+        implied: true,
+        ..Directory::default()
+    };
     etc.entries.insert(name("hosts"), file);
-    let etc = layer.tree.add(Node { kind: NodeKind::Directory(etc), attributes: Attributes::default_directory() });
-    layer.tree.directory_mut(crate::NodeId::ROOT).unwrap().entries.insert(name("etc"), etc);
-    layer.deferred_links.push(DeferredLink { path: vec![name("etc"), name("link")], target: vec![name("bin")] });
+    let etc = layer.tree.add(Node {
+        kind: NodeKind::Directory(etc),
+        attributes: Attributes::default_directory(),
+    });
+    layer
+        .tree
+        .directory_mut(crate::NodeId::ROOT)
+        .unwrap()
+        .entries
+        .insert(name("etc"), etc);
+    layer.deferred_links.push(DeferredLink {
+        path: vec![name("etc"), name("link")],
+        target: vec![name("bin")],
+    });
     let chunk = |plain_off: u64, plain_len: u32, stored_off: u64| ChunkRef {
         plain_off,
         plain_len,
@@ -29,8 +56,16 @@ fn sample() -> (LayerIndex, LayerTree) {
         codec: Codec::Zstd,
         digest: ChunkDigest(Digest::of(&plain_off.to_le_bytes())),
     };
-    let chunks = ChunkTable::new(vec![chunk(0, 512, 0), chunk(512, 1536, 100)], 2048, &Limits::default()).unwrap();
-    (LayerIndex::new(DiffId(Digest::of(b"layer")), chunks, &layer).unwrap(), layer)
+    let chunks = ChunkTable::new(
+        vec![chunk(0, 512, 0), chunk(512, 1536, 100)],
+        2048,
+        &Limits::default(),
+    )
+    .unwrap();
+    (
+        LayerIndex::new(DiffId(Digest::of(b"layer")), chunks, &layer).unwrap(),
+        layer,
+    )
 }
 
 #[test]
@@ -53,7 +88,10 @@ fn every_flipped_byte_is_refused_when_the_digest_is_pinned() {
     for at in 0..bytes.len() {
         let mut flipped = bytes.clone();
         flipped[at] ^= 0x10;
-        assert!(LayerIndex::parse_verified(&flipped, &digest, &Limits::default()).is_err(), "byte {at}");
+        assert!(
+            LayerIndex::parse_verified(&flipped, &digest, &Limits::default()).is_err(),
+            "byte {at}"
+        );
     }
 }
 
@@ -61,7 +99,10 @@ fn every_flipped_byte_is_refused_when_the_digest_is_pinned() {
 fn every_truncation_is_refused() {
     let bytes = sample().0.encode().unwrap();
     for len in 0..bytes.len() {
-        assert!(LayerIndex::parse(&bytes[..len], &Limits::default()).is_err(), "{len} bytes");
+        assert!(
+            LayerIndex::parse(&bytes[..len], &Limits::default()).is_err(),
+            "{len} bytes"
+        );
     }
 }
 
@@ -82,7 +123,10 @@ fn a_newer_version_or_an_unknown_incompatible_feature_is_named() {
 #[test]
 fn sections_over_the_limit_are_refused_with_the_limit() {
     let bytes = sample().0.encode().unwrap();
-    let limits = Limits { section_len: 16, ..Limits::default() };
+    let limits = Limits {
+        section_len: 16,
+        ..Limits::default()
+    };
     let error = LayerIndex::parse(&bytes, &limits).unwrap_err();
     assert!(matches!(error, FormatError::Limit { limit: 16, .. }), "{error}");
 }
@@ -102,8 +146,14 @@ fn a_footer_is_found_and_every_flipped_byte_of_it_is_harmless() {
         if let Ok(Some(found)) = parse_footer(&flipped, blob_len) {
             // A reserved byte changes nothing; any other change moves the index or its digest, which then does not match.
             let range = (found.stored_off as usize).wrapping_sub(1000)..;
-            let bytes = framed.get(range).and_then(|b| b.get(..found.stored_len as usize)).unwrap_or_default();
-            assert!(found == location || Digest::of(bytes) != found.digest, "byte {at}");
+            let bytes = framed
+                .get(range)
+                .and_then(|b| b.get(..found.stored_len as usize))
+                .unwrap_or_default();
+            assert!(
+                found == location || Digest::of(bytes) != found.digest,
+                "byte {at}"
+            );
         }
     }
 }
@@ -118,11 +168,22 @@ fn framed_indexes_are_skipped_by_an_ordinary_zstd_decoder() {
 
 #[test]
 fn locations_have_one_spelling() {
-    let location = IndexLocation { digest: Digest::of(b"x"), stored_off: 12, stored_len: 34 };
+    let location = IndexLocation {
+        digest: Digest::of(b"x"),
+        stored_off: 12,
+        stored_len: 34,
+    };
     let text = location.to_string();
     assert_eq!(text.parse::<IndexLocation>().unwrap(), location);
     let digest = location.digest;
-    for bad in ["", "@", "12+34", &format!("{digest}@+12+34"), &format!("{digest}@12"), &format!("{digest}@-1+2")] {
+    for bad in [
+        "",
+        "@",
+        "12+34",
+        &format!("{digest}@+12+34"),
+        &format!("{digest}@12"),
+        &format!("{digest}@-1+2"),
+    ] {
         assert!(bad.parse::<IndexLocation>().is_err(), "{bad}");
     }
     assert!(location.check_within(45).is_err());
