@@ -1,8 +1,8 @@
 //! The layer index: the tree and the chunk table of one layer, as bytes that travel with it.
 //!
-//! An index is a [`header`] that names the layer and lists sections with their digests, then the [`sections`], each a zstd
+//! An index is a header that names the layer and lists sections with their digests, then the sections, each a zstd
 //! frame. In a converted blob the index is the payload of a zstd skippable frame behind the last chunk, followed by a
-//! [`footer`] in a second one, so that the whole blob stays an ordinary zstd stream that other tools read. The index is
+//! footer in a second one, so that the whole blob stays an ordinary zstd stream that other tools read. The index is
 //! trusted by its digest, which a layer annotation ([`crate::artifact::INDEX_ANNOTATION`]) pins. Byte tables:
 //! `docs/format.md`.
 
