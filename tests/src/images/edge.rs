@@ -1,6 +1,6 @@
 //! The edge image: every rule of unpacking a layer, each in a directory named after it.
 //!
-//! A feature adds its entries to the layers in [`Stack`]; the tree comparison then says by path which rule is broken. Only
+//! A feature adds its entries to the layers in `Stack`; the tree comparison then says by path which rule is broken. Only
 //! what containerd's overlayfs unpack accepts is here; [`lower_hard_link`] is an image that it refuses.
 
 use std::io::Read;
@@ -361,6 +361,24 @@ fn sparse_files(stack: &mut Stack) {
     }
 }
 
+/// An image whose upper layer names a file before the directory that it is in. containerd makes the directory from the lower
+/// one with its `user` attributes, and the entry that comes later adds to them. Under the tag `described-late`.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn described_late(directory: &Path) -> Result<Image> {
+    let below = Entry::directory("late", 0o700).owner(1, 2);
+    let low = Layer::of([below
+        .xattr("user.below", b"stays")
+        .xattr("trusted.below", b"goes")]);
+    let above = Entry::directory("late", 0o755).xattr("user.above", b"is added");
+    let high = Layer::of([Entry::file("late/first", b"x"), above]);
+    ImageBuilder::new()
+        .layer(low)
+        .layer(high)
+        .write(directory, "described-late")
+}
+
 /// Files by path with the bytes that they have to hold.
 pub type NamedContents = Vec<(&'static str, Vec<u8>)>;
 
@@ -472,12 +490,10 @@ fn extended_attributes(stack: &mut Stack) {
     stack.low.push((0..40).fold(many, |entry, at| {
         entry.xattr(&format!("user.number.{at}"), format!("{at}"))
     }));
-    stack
-        .middle
-        .push(Entry::file("xattrs/replaced", b"x").xattr("user.new", b"new"));
-    stack
-        .middle
-        .push(Entry::directory("xattrs", 0o755).xattr("user.above", b"replaces those below"));
+    stack.middle.extend([
+        Entry::directory("xattrs", 0o755).xattr("user.above", b"replaces those below"),
+        Entry::file("xattrs/replaced", b"x").xattr("user.new", b"new"),
+    ]);
 }
 
 fn times(stack: &mut Stack) {
