@@ -41,9 +41,12 @@ pub(crate) enum Command {
     MountGuard,
 }
 
-/// How registries are reached.
+/// What most commands take: the form of the result, and how registries are reached.
 #[derive(Debug, ClapArgs)]
-pub(crate) struct RegistryArgs {
+pub(crate) struct CommonArgs {
+    /// Print results as JSON, one document per line.
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Talk plain HTTP to registries that are not on this machine too. Loopback addresses are always reached by plain HTTP.
     #[arg(long)]
     pub(crate) plain_http: bool,
@@ -77,11 +80,8 @@ pub(crate) struct ConvertArgs {
     /// Platform to convert: os/arch[/variant], or "all" to keep a multi-platform image whole.
     #[arg(long, value_name = "PLATFORM", default_value = "all")]
     pub(crate) platform: String,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -139,11 +139,8 @@ pub(crate) struct PackArgs {
     pub(crate) format: PackFormatArg,
     #[command(flatten)]
     pub(crate) encoding: EncodingArgs,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -156,11 +153,8 @@ pub(crate) struct CheckArgs {
     /// Platform of a multi-platform image: os/arch[/variant], or "all".
     #[arg(long, value_name = "PLATFORM", default_value = "all")]
     pub(crate) platform: String,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -170,11 +164,8 @@ pub(crate) struct LookArgs {
     /// Platform of a multi-platform image. Default: this machine's.
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
-    /// Print the result as JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -225,11 +216,8 @@ pub(crate) struct MountArgs {
     /// Platform of a multi-platform image. Default: this machine's.
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
-    /// Print a line of JSON when the mount is ready, and one at the end.
-    #[arg(long)]
-    pub(crate) json: bool,
     #[command(flatten)]
-    pub(crate) registry: RegistryArgs,
+    pub(crate) common: CommonArgs,
 }
 
 #[derive(Debug, ClapArgs)]

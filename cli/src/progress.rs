@@ -12,6 +12,8 @@ use sluice_converter::progress::Progress;
 use sluice_converter::report::Outcome;
 use sluice_format::BlobDigest;
 
+use crate::wiring;
+
 /// Redraws per second; more only costs time on slow terminals.
 const REDRAWS_PER_SECOND: u8 = 10;
 
@@ -33,7 +35,7 @@ impl fmt::Debug for Bars {
 
 impl Bars {
     /// Bars that appear when work is planned; none at all for `hidden` or when standard error is no terminal.
-    pub(crate) fn new(hidden: bool) -> Self {
+    fn new(hidden: bool) -> Self {
         let target = if hidden {
             ProgressDrawTarget::hidden()
         } else {
@@ -51,7 +53,7 @@ impl Bars {
     }
 
     /// Removes all bars, so that the result is printed on a clean terminal.
-    pub(crate) fn clear(&self) {
+    fn clear(&self) {
         self.layers().clear();
         // A terminal that went away needs no cleaning.
         let _ = self.all.clear();
@@ -60,6 +62,17 @@ impl Bars {
     fn layers(&self) -> MutexGuard<'_, HashMap<BlobDigest, ProgressBar>> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Runs `work` with bars, hidden when the result is for a machine, and takes them away at its end.
+pub(crate) fn with_bars<T>(
+    hidden: bool,
+    work: impl AsyncFnOnce(&Bars) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let bars = Bars::new(hidden);
+    let result = wiring::run(work(&bars));
+    bars.clear();
+    result
 }
 
 fn style(template: &str) -> ProgressStyle {

@@ -13,7 +13,7 @@ use sluice_storage::{ImageName, Layout, LazyImage, ManifestName, Platform, Repos
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::args::RegistryArgs;
+use crate::args::CommonArgs;
 
 /// How long unfinished uploads may take to be called off after an interrupt.
 const INTERRUPT_GRACE: Duration = Duration::from_millis(500);
@@ -83,7 +83,7 @@ impl EndSignals {
 }
 
 /// The client for all registries of a command.
-pub(crate) fn registries(args: &RegistryArgs) -> anyhow::Result<Arc<RegistryClient>> {
+pub(crate) fn registries(args: &CommonArgs) -> anyhow::Result<Arc<RegistryClient>> {
     let options = RegistryOptions {
         plain_http: args.plain_http,
         auth_file: args.auth_file.clone(),

@@ -4,7 +4,7 @@ use sluice_converter::report::{CheckReport, CheckedImage};
 use sluice_converter::{CheckOptions, Source, check};
 
 use crate::args::CheckArgs;
-use crate::progress::Bars;
+use crate::progress::{Bars, with_bars};
 use crate::{output, wiring};
 
 /// The image was read, and what is wrong with it was printed.
@@ -13,11 +13,8 @@ use crate::{output, wiring};
 pub(super) struct NotSound;
 
 pub(super) fn run(args: &CheckArgs) -> anyhow::Result<()> {
-    let bars = Bars::new(args.json);
-    let report = wiring::run(work(args, &bars));
-    bars.clear();
-    let report = report?;
-    if args.json {
+    let report = with_bars(args.common.json, async |bars| work(args, bars).await)?;
+    if args.common.json {
         output::json(&report)?;
     } else {
         print(&report)?;
@@ -34,7 +31,7 @@ async fn work(args: &CheckArgs, bars: &Bars) -> anyhow::Result<CheckReport> {
         platform: wiring::platforms(&args.platform)?,
         ..CheckOptions::default()
     };
-    let registries = wiring::registries(&args.registry)?;
+    let registries = wiring::registries(&args.common)?;
     let source = Source::open(&args.source, &registries).await?;
     let against = match &args.against {
         Some(original) => Some(Source::open(original, &registries).await?),

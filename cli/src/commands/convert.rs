@@ -4,15 +4,12 @@ use sluice_converter::report::{ConvertReport, LayerReport, Outcome};
 use sluice_converter::{ConvertOptions, Source, Target, convert};
 
 use crate::args::ConvertArgs;
-use crate::progress::Bars;
+use crate::progress::{Bars, with_bars};
 use crate::{output, wiring};
 
 pub(super) fn run(args: &ConvertArgs) -> anyhow::Result<()> {
-    let bars = Bars::new(args.json);
-    let report = wiring::run(work(args, &bars));
-    bars.clear();
-    let report = report?;
-    if args.json {
+    let report = with_bars(args.common.json, async |bars| work(args, bars).await)?;
+    if args.common.json {
         output::json(&report)
     } else {
         print(&report)
@@ -27,7 +24,7 @@ async fn work(args: &ConvertArgs, bars: &Bars) -> anyhow::Result<ConvertReport> 
         jobs: args.encoding.jobs,
         ..ConvertOptions::default()
     };
-    let registries = wiring::registries(&args.registry)?;
+    let registries = wiring::registries(&args.common)?;
     let source = Source::open(&args.source, &registries).await?;
     let target = Target::create(&args.target, &registries).await?;
     Ok(convert(&source, &target, &options, bars).await?)

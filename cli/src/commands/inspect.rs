@@ -9,7 +9,7 @@ use crate::{output, wiring};
 
 pub(super) fn run(args: &LookArgs) -> anyhow::Result<()> {
     let report = wiring::run(work(args))?;
-    if args.json {
+    if args.common.json {
         output::json(&report)
     } else {
         print(&report)
@@ -17,7 +17,7 @@ pub(super) fn run(args: &LookArgs) -> anyhow::Result<()> {
 }
 
 async fn work(args: &LookArgs) -> anyhow::Result<InspectReport> {
-    let registries = wiring::registries(&args.registry)?;
+    let registries = wiring::registries(&args.common)?;
     let source = Source::open(&args.source, &registries).await?;
     let platform = args.platform.as_deref().map(str::parse).transpose()?;
     Ok(inspect(&source, platform.as_ref(), &Limits::default()).await?)

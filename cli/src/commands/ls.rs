@@ -11,7 +11,7 @@ use crate::{output, wiring};
 
 pub(super) fn run(args: &LsArgs) -> anyhow::Result<()> {
     let entries = wiring::run(work(args))?;
-    if args.look.json {
+    if args.look.common.json {
         output::json(&entries)
     } else {
         entries.iter().try_for_each(|entry| output::line(describe(entry)))
@@ -19,7 +19,7 @@ pub(super) fn run(args: &LsArgs) -> anyhow::Result<()> {
 }
 
 async fn work(args: &LsArgs) -> anyhow::Result<Vec<FileStat>> {
-    let registries = wiring::registries(&args.look.registry)?;
+    let registries = wiring::registries(&args.look.common)?;
     let source = Source::open(&args.look.source, &registries).await?;
     let platform = wiring::platform(args.look.platform.as_deref())?;
     let browser = ImageBrowser::open(&source, &platform, &Limits::default()).await?;

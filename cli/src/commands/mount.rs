@@ -53,7 +53,7 @@ pub(super) fn run(args: &MountArgs) -> anyhow::Result<()> {
 async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut signals = EndSignals::new()?;
-    let registries = wiring::registries(&args.registry)?;
+    let registries = wiring::registries(&args.common)?;
     let prepared = tokio::select! {
         prepared = prepare(args, &registries) => prepared?,
         () = signals.recv() => return Err(Interrupted.into()),
@@ -158,7 +158,7 @@ fn report_ready(
     let stored_len: u64 = image.layers.iter().map(|layer| layer.descriptor.size).sum();
     let plain_len: u64 = image.layers.iter().map(|layer| layer.plain_len).sum();
     let seconds = started.elapsed().as_secs_f64();
-    if !args.json {
+    if !args.common.json {
         return output::line(format!(
             "{} is mounted on {} ({}), {} plain, after reading {} of {} in {seconds:.2} s; Ctrl-C or `sluice umount` ends it",
             args.source,
@@ -197,7 +197,7 @@ fn front_name(front: Front) -> &'static str {
 
 fn report_end(args: &MountArgs, reason: &str, counters: &Counters) -> anyhow::Result<()> {
     let stats = counters.stats();
-    if !args.json {
+    if !args.common.json {
         return output::line(format!(
             "{reason}; {} fetched in {} requests became {} plain; {} of {} chunks read were here already",
             output::bytes(stats.stored_bytes),

@@ -6,18 +6,15 @@ use anyhow::Context as _;
 use sluice_converter::{PackOptions, PackReport, Target, pack};
 
 use crate::args::PackArgs;
-use crate::progress::Bars;
+use crate::progress::{Bars, with_bars};
 use crate::{output, wiring};
 
 /// Time of creation for builds that must be repeatable, as other builders take it.
 const CREATED_VARIABLE: &str = "SOURCE_DATE_EPOCH";
 
 pub(super) fn run(args: &PackArgs) -> anyhow::Result<()> {
-    let bars = Bars::new(args.json);
-    let report = wiring::run(work(args, &bars));
-    bars.clear();
-    let report = report?;
-    if args.json {
+    let report = with_bars(args.common.json, async |bars| work(args, bars).await)?;
+    if args.common.json {
         output::json(&report)
     } else {
         print(&report)
@@ -26,7 +23,7 @@ pub(super) fn run(args: &PackArgs) -> anyhow::Result<()> {
 
 async fn work(args: &PackArgs, bars: &Bars) -> anyhow::Result<PackReport> {
     let options = options(args)?;
-    let registries = wiring::registries(&args.registry)?;
+    let registries = wiring::registries(&args.common)?;
     let target = Target::create(&args.target, &registries).await?;
     Ok(pack(&args.dir, &target, &options, bars).await?)
 }
