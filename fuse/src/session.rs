@@ -21,6 +21,7 @@ use std::thread;
 use std::time::Duration;
 
 use fuser::{Config, MountOption, SessionACL};
+use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
 use rustix::mount::MountAttrFlags;
 use tokio::runtime::Handle;
@@ -266,8 +267,11 @@ fn run(connection: fuser::Session<Adapter>) -> Result<Receiver<()>, Error> {
     let (running, ended) = sync_channel::<()>(0);
     let body = move || {
         let _running = running;
-        if let Err(error) = connection.run() {
-            tracing::error!(%error, "a FUSE session broke");
+        match connection.run() {
+            // An unmount can overtake a request that a thread is just taking; the kernel then answers the read with this.
+            Err(error) if error.raw_os_error() == Some(Errno::ECONNABORTED as i32) => {}
+            Err(error) => tracing::error!(%error, "a FUSE session broke"),
+            Ok(()) => {}
         }
     };
     let spawned = thread::Builder::new().name("fuse-session".to_owned()).spawn(body);
