@@ -8,6 +8,8 @@
 //! Every byte parsed here may come from an attacker: parsers are bounded by [`Limits`], errors name the
 //! value and the bound, and nothing panics on any input.
 
+#![deny(missing_docs)]
+
 pub mod artifact;
 pub mod chunk;
 pub mod compression;

@@ -6,6 +6,8 @@
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
 //! that took in [`counters`].
 
+#![deny(missing_docs)]
+
 pub mod blob;
 mod blocking;
 pub mod cache;

@@ -46,6 +46,7 @@ impl DockerRegistry {
         &self.address
     }
 
+    #[expect(clippy::disallowed_methods, reason = "waits for another process, outside of any runtime")]
     fn wait(&self) {
         let begun = Instant::now();
         while std::net::TcpStream::connect(&self.address).is_err() {
