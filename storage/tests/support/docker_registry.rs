@@ -46,7 +46,10 @@ impl DockerRegistry {
         &self.address
     }
 
-    #[expect(clippy::disallowed_methods, reason = "waits for another process, outside of any runtime")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "waits for another process, outside of any runtime"
+    )]
     fn wait(&self) {
         let begun = Instant::now();
         while std::net::TcpStream::connect(&self.address).is_err() {
