@@ -39,7 +39,8 @@ if [[ ! -x $erofs/usr/bin/fsck.erofs ]]; then
 	mkdir -p "$work"/{etc/preferences.d,state/lists/partial,cache/archives/partial,root}
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/etc/sources.list"
 	: >"$work/status"
-	apt=(apt-get -qq -o Dir::Etc::sourcelist="$work/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=/dev/null
+	# A mirror may be frozen at some day: its signature counts, not its age.
+	apt=(apt-get -qq -o Acquire::Check-Valid-Until=false -o Dir::Etc::sourcelist="$work/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=/dev/null
 		-o Dir::State="$work/state" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache"
 		-o APT::Sandbox::User=root -o APT::Install-Recommends=false)
 	"${apt[@]}" update

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sluice_tests::containerd::Containerd;
-use sluice_tests::images::{Entry, Image, ImageBuilder, Layer, edge};
+use sluice_tests::images::{Entry, Image, ImageBuilder, Layer, apart, edge};
 use sluice_tests::registry::{Class, Countdown, CountingRegistry, DistributionRegistry, Fault, FaultSet};
 use sluice_tests::scratch::Scratch;
 use sluice_tests::{debian, prerequisites, process};
@@ -58,7 +58,7 @@ fn privileged_containerd_takes_the_edge_image() -> Result<()> {
 #[test]
 fn privileged_containerd_refuses_a_hard_link_to_a_lower_layer() -> Result<()> {
     let scratch = Scratch::new("lower-link")?;
-    let image = edge::lower_hard_link(&scratch.join("source"))?;
+    let image = apart::lower_hard_link(&scratch.join("source"))?;
     let registry = CountingRegistry::serve(&image.layout)?;
     let refused = Containerd::start()?.pull(&format!("{}/test:{}", registry.address(), image.tag));
     assert!(refused.is_err());

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;
 use sluice_tests::images::{
-    Compression, Entry, Image, ImageBuilder, Layer, LayoutWriter, Sparse, SparseEncoding, entry,
+    Compression, Entry, Image, ImageBuilder, Layer, LayoutWriter, Sparse, SparseEncoding, entry, header,
 };
 use sluice_tests::mounted::{FRONTS, Mounting};
 use sluice_tests::scratch::Scratch;
@@ -252,7 +252,7 @@ fn a_header_with_a_wrong_checksum_is_refused() -> Result<()> {
     negative[..1].copy_from_slice(b"f");
     negative[124..136].fill(0xff);
     negative[156] = b'0';
-    entry::put_checksum(&mut negative);
+    header::put_checksum(&mut negative);
     assert_refused("negative-length", Layer::new().raw(negative), &["tar"])
 }
 

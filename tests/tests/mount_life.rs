@@ -1,8 +1,9 @@
 //! Promise: however a mount ends, nothing is left: no mount, no process, no file in the run directory; and a reader gets
 //! bytes or an error, never a hang.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::mpsc;
@@ -332,4 +333,59 @@ fn privileged_nobody_can_write() -> Result<()> {
         mounted.unmount()?;
     }
     Ok(())
+}
+
+/// Mounts, reads and unmounts as user 1000, in a mount namespace where `/dev/fuse` has the permissions that udev gives it.
+const AS_A_USER: &str = r#"
+set -eu
+cd "$1"
+mknod fuse c 10 229 && chmod 666 fuse && mount --bind fuse /dev/fuse
+user() { setpriv --reuid 1000 --regid 1000 --clear-groups "$@"; }
+user mkdir root cache run
+user ./sluice mount "$2" "$PWD/root" --cache "$PWD/cache" --run-dir "$PWD/run" --json >ready 2>&1 &
+for _ in $(seq 200); do grep -q '"ready"' ready && break; sleep 0.05; done
+cat ready
+user cmp "$3" root/file-02
+user ./sluice umount "$PWD/root" --run-dir "$PWD/run"
+wait $!
+if grep "$PWD/root" /proc/self/mounts; then exit 1; fi
+[ -z "$(ls run)" ]
+"#;
+
+#[test]
+fn privileged_fuse_serves_a_user_who_is_not_root() -> Result<()> {
+    prerequisites::root()?;
+    prerequisites::fuse()?;
+    prerequisites::command("fusermount3", "fuse3")?;
+    let unshare = prerequisites::command("unshare", "util-linux")?;
+    let fixture = fixture()?;
+    // The build may lie where only its owner looks; this user needs a place with open parents.
+    let open = tempfile::Builder::new()
+        .prefix("sluice-user-")
+        .permissions(Permissions::from_mode(0o755))
+        .tempdir()?;
+    chown(open.path(), Some(1000), Some(1000))?;
+    fs::copy(sluice::binary()?, open.path().join("sluice"))?;
+    process::run(
+        Command::new("cp")
+            .arg("-r")
+            .arg(&fixture.layout.directory)
+            .arg(open.path().join("layout")),
+    )?;
+    let reference = format!("oci:{}:life", open.path().join("layout").display());
+    let expected = open.path().join("expected");
+    let mounted = Mounting::new(&fixture.converted, "fuse").mount()?;
+    fs::copy(mounted.directory.join("file-02"), &expected)?;
+    mounted.unmount()?;
+    let mut script = Command::new(unshare);
+    script.args([
+        "--mount",
+        "--propagation",
+        "private",
+        "bash",
+        "-c",
+        AS_A_USER,
+        "as-a-user",
+    ]);
+    process::run(script.arg(open.path()).arg(reference).arg(expected)).map(|_| ())
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use sluice_tests::containerd::Containerd;
 use sluice_tests::document::Layout;
-use sluice_tests::images::{Image, edge, large};
+use sluice_tests::images::{Image, apart, edge, large};
 use sluice_tests::mounted::{FRONTS, Mounting};
 use sluice_tests::registry::CountingRegistry;
 use sluice_tests::scratch::Scratch;
@@ -59,7 +59,7 @@ fn privileged_every_odd_tar_entry_looks_as_containerd_unpacks_it() -> Result<()>
 #[test]
 fn privileged_a_directory_described_after_its_children_has_the_attributes_of_its_entry() -> Result<()> {
     let scratch = Scratch::new("late")?;
-    let image = edge::described_late(&scratch.join("source"))?;
+    let image = apart::described_late(&scratch.join("source"))?;
     let exceptions = Exceptions {
         lossy: [b"late".to_vec()].into(),
         ..by_containerd()
@@ -68,9 +68,24 @@ fn privileged_a_directory_described_after_its_children_has_the_attributes_of_its
 }
 
 #[test]
+fn privileged_an_opaque_root_hides_every_lower_layer() -> Result<()> {
+    let scratch = Scratch::new("opaque-root")?;
+    let image = apart::opaque_root(&scratch.join("source"))?;
+    let exceptions = Exceptions::of_containerd(&["d"], &[]);
+    assert_same_tree_converted_now(&image, &scratch, &exceptions)
+}
+
+#[test]
+fn privileged_a_directory_deleted_and_made_anew_in_one_layer_is_the_same() -> Result<()> {
+    let scratch = Scratch::new("anew")?;
+    let image = apart::made_anew(&scratch.join("source"))?;
+    assert_same_tree_converted_now(&image, &scratch, &by_containerd())
+}
+
+#[test]
 fn privileged_old_gnu_sparse_files_have_the_content_that_gnu_tar_gives_them() -> Result<()> {
     let scratch = Scratch::new("old-gnu")?;
-    let (image, contents) = edge::old_gnu_sparse(&scratch.join("source"))?;
+    let (image, contents) = apart::old_gnu_sparse(&scratch.join("source"))?;
     let converted = sluice::convert(&image.reference(), &scratch.join("converted"), "c", &[])?;
     for front in FRONTS {
         let mounted = Mounting::new(&converted, front).mount()?;
@@ -88,7 +103,7 @@ fn privileged_old_gnu_sparse_files_have_the_content_that_gnu_tar_gives_them() ->
 #[test]
 fn privileged_a_hard_link_to_a_lower_layer_is_one_file_with_its_target() -> Result<()> {
     let scratch = Scratch::new("lower-link")?;
-    let image = edge::lower_hard_link(&scratch.join("source"))?;
+    let image = apart::lower_hard_link(&scratch.join("source"))?;
     let converted = sluice::convert(&image.reference(), &scratch.join("converted"), "c", &[])?;
     for front in FRONTS {
         let mounted = Mounting::new(&converted, front).mount()?;

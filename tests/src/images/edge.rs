@@ -1,7 +1,7 @@
 //! The edge image: every rule of unpacking a layer, each in a directory named after it.
 //!
 //! A feature adds its entries to the layers in `Stack`; the tree comparison then says by path which rule is broken. Only
-//! what containerd's overlayfs unpack accepts is here; [`lower_hard_link`] is an image that it refuses.
+//! what containerd's overlayfs unpack accepts is here; what it refuses is in [`super::apart`].
 
 use std::io::Read;
 use std::path::Path;
@@ -80,29 +80,12 @@ pub fn write(directory: &Path) -> Result<Image> {
         .layer(Layer::new())
         .layer(Layer::of(stack.middle).compression(Compression::Zstd))
         .layer(Layer::new().compression(Compression::None))
+        .layer(Layer::new().closing_blocks(0))
+        .layer(Layer::new().closing_blocks(0).compression(Compression::Zstd))
         .layer(Layer::of(stack.high).compression(Compression::None))
         .layer(Layer::of([Entry::file("last", b"x")]).compression(Compression::ZstdFrames(300)))
         .config("/config/Cmd", json!(["/none"]))
         .write(directory, "edge")
-}
-
-/// An image with a hard link to a file of a lower layer, under the tag `lower-hard-link`. containerd refuses it.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn lower_hard_link(directory: &Path) -> Result<Image> {
-    let low = Layer::of([
-        Entry::directory("d", 0o755),
-        Entry::file("d/target", b"from below").owner(7, 8),
-    ]);
-    let high = Layer::of([
-        Entry::hard_link("d/name", "d/target"),
-        Entry::file("d/other", b"y"),
-    ]);
-    ImageBuilder::new()
-        .layer(low)
-        .layer(high)
-        .write(directory, "lower-hard-link")
 }
 
 fn whiteouts(stack: &mut Stack) {
@@ -313,7 +296,7 @@ fn modes_and_devices(stack: &mut Stack) {
 }
 
 /// Files with holes in one encoding, each with a name for its shape: data in whole blocks or not, holes at the ends.
-fn sparse_shapes(encoding: SparseEncoding) -> Vec<(&'static str, Sparse)> {
+pub(super) fn sparse_shapes(encoding: SparseEncoding) -> Vec<(&'static str, Sparse)> {
     let bytes = |seed: u64, len: usize| {
         let mut bytes = vec![0; len];
         // Reading from an endless pattern cannot end early.
@@ -359,51 +342,6 @@ fn sparse_files(stack: &mut Stack) {
                 .push(Entry::sparse(format!("sparse/{name}-{shape}"), sparse));
         }
     }
-}
-
-/// An image whose upper layer names a file before the directory that it is in. containerd makes the directory from the lower
-/// one with its `user` attributes, and the entry that comes later adds to them. Under the tag `described-late`.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn described_late(directory: &Path) -> Result<Image> {
-    let below = Entry::directory("late", 0o700).owner(1, 2);
-    let low = Layer::of([below
-        .xattr("user.below", b"stays")
-        .xattr("trusted.below", b"goes")]);
-    let above = Entry::directory("late", 0o755).xattr("user.above", b"is added");
-    let high = Layer::of([Entry::file("late/first", b"x"), above]);
-    ImageBuilder::new()
-        .layer(low)
-        .layer(high)
-        .write(directory, "described-late")
-}
-
-/// Files by path with the bytes that they have to hold.
-pub type NamedContents = Vec<(&'static str, Vec<u8>)>;
-
-/// An image of files with holes in the old GNU encoding, which containerd refuses as an unknown type, with the content
-/// that each has to have. Under the tag `old-gnu-sparse`.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn old_gnu_sparse(directory: &Path) -> Result<(Image, NamedContents)> {
-    let shapes = sparse_shapes(SparseEncoding::OldGnu);
-    let contents = shapes
-        .iter()
-        .map(|(name, sparse)| (*name, sparse.content()))
-        .collect();
-    let layer = Layer::of(
-        shapes
-            .into_iter()
-            .map(|(name, sparse)| Entry::sparse(name, sparse)),
-    );
-    Ok((
-        ImageBuilder::new()
-            .layer(layer)
-            .write(directory, "old-gnu-sparse")?,
-        contents,
-    ))
 }
 
 fn file_lengths(stack: &mut Stack) {

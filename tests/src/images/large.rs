@@ -48,7 +48,14 @@ pub fn many_layers(directory: &Path, count: u64) -> Result<Image> {
 /// # Errors
 /// When it cannot be written.
 pub fn wide_directory(directory: &Path, count: u32) -> Result<Image> {
-    let files = (0..count).map(|at| Entry::file(format!("wide/entry-{at:06}"), at.to_string()));
+    let content = |at: u32| {
+        if at.is_multiple_of(10) {
+            at.to_string()
+        } else {
+            String::new()
+        }
+    };
+    let files = (0..count).map(|at| Entry::file(format!("wide/entry-{at:06}"), content(at)));
     let low = Layer::of([Entry::directory("wide", 0o755)].into_iter().chain(files));
     let gone = (0..count)
         .step_by(1000)

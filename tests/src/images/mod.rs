@@ -1,11 +1,13 @@
 //! Test images, written as OCI layouts in pure Rust.
 //!
 //! [`Entry`] is one tar entry, [`Layer`] a tar with its compression, [`ImageBuilder`] an image; [`LayoutWriter`] puts
-//! images into a layout directory. The same input gives the same bytes. [`edge`] and [`large`] are the images that hold
-//! every case the promises are about.
+//! images into a layout directory. The same input gives the same bytes. [`edge`], [`apart`] and [`large`] are the
+//! images that hold every case the promises are about.
 
+pub mod apart;
 pub mod edge;
 pub mod entry;
+pub mod header;
 pub mod large;
 mod layer;
 mod layout;

@@ -3,7 +3,8 @@
 //! Old GNU keeps the map of data segments in the header and in extension blocks after it; PAX 0.0 repeats records, PAX
 //! 0.1 has one record with the whole map, PAX 1.0 puts the map in decimal before the data.
 
-use super::entry::{BLOCK, Dialect, Header};
+use super::entry::{BLOCK, Dialect};
+use super::header::Header;
 
 /// How the map of data segments is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
