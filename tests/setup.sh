@@ -6,7 +6,7 @@ temporary=()
 trap 'rm -rf "${temporary[@]}"' EXIT
 
 packages=(
-	acl attr binutils ca-certificates containerd debootstrap docker-registry e2fsprogs erofs-utils fuse3 jq kmod
+	acl attr binutils ca-certificates containerd debootstrap docker-registry e2fsprogs erofs-utils fuse3 g++ jq kmod
 	libcap2-bin mount pigz podman procps runc skopeo umoci util-linux zstd
 )
 missing=()
