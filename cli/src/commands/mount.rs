@@ -25,8 +25,12 @@ const GUARD_COMMAND: &str = "mount-guard";
 /// a page fault is centred on the fault.
 const READ_AHEAD_KIB: u32 = 64;
 
-/// Readahead window when every chunk is on this host: nothing is fetched in vain, and wide requests cost least.
+/// Readahead window when nearly every chunk is on this host: little is fetched in vain, wide requests cost least, and the
+/// page cache gets large folios (random 4 KiB reads then run at the speed of ext4, at 0.95 of it with the small window).
 const READ_AHEAD_COMPLETE_KIB: u32 = 1024;
+
+/// One missing chunk in this many counts as complete: chunks of tar headers and padding only are never read.
+const COMPLETE_SHARE: usize = 50;
 
 impl From<FrontArg> for Front {
     fn from(front: FrontArg) -> Self {
@@ -90,7 +94,13 @@ async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::
     let fetcher = Fetcher::new(counters.clone());
     let plain = |layer| PlainLayer::new(layer, Some(cache.layer(&layer.index)), &fetcher);
     let layers: Vec<_> = image.layers.iter().map(plain).collect();
-    let complete = layers.iter().all(|layer| layer.is_complete());
+    let missing: usize = layers.iter().map(|layer| layer.missing_chunks()).sum();
+    let chunks: usize = image
+        .layers
+        .iter()
+        .map(|layer| layer.index.chunks.chunks().len())
+        .sum();
+    let complete = missing * COMPLETE_SHARE <= chunks;
     let request = MountRequest {
         front: args.front.into(),
         tree_file,
