@@ -170,9 +170,11 @@ fn privileged_podman_loads_and_runs_a_converted_image() -> Result<()> {
         "skopeo",
         ["copy", "--insecure-policy", converted.as_str(), target.as_str()],
     )?;
+    // podman takes no longer path than 50 bytes here, and a checkout may lie deep.
+    let short = tempfile::Builder::new().prefix("sl-").tempdir_in("/run")?;
     let (root, run_root) = (
         scratch.join("root").display().to_string(),
-        scratch.join("run").display().to_string(),
+        short.path().display().to_string(),
     );
     let place = [
         "--root",
@@ -207,6 +209,7 @@ fn privileged_podman_loads_and_runs_a_converted_image() -> Result<()> {
         .copied();
     let printed = podman(&container.collect::<Vec<_>>())?;
     mountinfo::detach_all_under(&scratch);
+    mountinfo::detach_all_under(short.path());
     ensure!(printed.contains("READY"), "{printed}");
     Ok(())
 }
