@@ -10,7 +10,6 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use sluice_format::inode::Device;
-use sluice_format::merge::merge;
 use sluice_format::name::Printable;
 use sluice_format::tree::{Extent, ExtentSource};
 use sluice_format::{Limits, NodeId, NodeKind, Tree};
@@ -98,22 +97,13 @@ impl ImageBrowser {
     /// [`ErrorKind::Unsupported`] naming a layer without index; what hinders reading.
     pub async fn open(source: &Source, platform: &Platform, limits: &Limits) -> Result<Self, Error> {
         let image = load_lazy_image(source.shared_repository(), source.name(), platform, limits).await?;
-        let indexes: Vec<_> = image
-            .layers
-            .iter()
-            .map(|layer| Arc::clone(&layer.index))
-            .collect();
         let limits = limits.clone();
         let merging = spawn_blocking(move || {
-            let trees = indexes
-                .iter()
-                .map(|index| index.layer_tree(&limits))
-                .collect::<Result<_, _>>()?;
-            let tree = merge(trees, &limits)?;
+            let tree = image.merged_tree(&limits)?;
             let link_counts = link_counts(&tree);
-            Ok((tree, link_counts))
+            Ok((image, tree, link_counts))
         });
-        let (tree, link_counts) = joined(merging.await)?;
+        let (image, tree, link_counts) = joined(merging.await)?;
         let fetcher = Fetcher::new(Arc::new(Counters::default()));
         let layers = image
             .layers

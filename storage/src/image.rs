@@ -14,7 +14,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_format::artifact::{self, INDEX_ANNOTATION};
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
-use sluice_format::{ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits};
+use sluice_format::merge::merge;
+use sluice_format::{ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree};
 
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
 use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
@@ -42,6 +43,16 @@ impl LazyImage {
     pub fn chain_id(&self) -> Option<ChainId> {
         let diff_ids: Vec<DiffId> = self.layers.iter().map(|layer| layer.diff_id).collect();
         ChainId::of_stack(&diff_ids)
+    }
+
+    /// The trees of all layers, merged; device *i* is the *i*-th layer from the bottom. Computes for some milliseconds, a tenth of
+    /// a second for a hundred thousand files.
+    ///
+    /// # Errors
+    /// [`FormatError`] when a tree breaks a rule or the layers cannot be stacked.
+    pub fn merged_tree(&self, limits: &Limits) -> Result<Tree, FormatError> {
+        let trees = self.layers.iter().map(|layer| layer.index.layer_tree(limits));
+        merge(trees.collect::<Result<_, _>>()?, limits)
     }
 }
 

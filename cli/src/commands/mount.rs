@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
+use sluice_format::Limits;
 use sluice_format::erofs::{DeviceSlot, write_image};
-use sluice_format::{Limits, merge};
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
 use sluice_storage::{Cache, Counters, Fetcher, LazyImage, PlainLayer};
@@ -125,16 +125,10 @@ async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::
 /// The image tree is written anew at every mount: merging takes milliseconds, and a tree file that was damaged on disk is
 /// never mounted.
 fn write_tree(image: &LazyImage, cache: &Cache) -> anyhow::Result<PathBuf> {
-    let limits = Limits::default();
     let chain_id = image
         .chain_id()
         .context("the image has no layers, so there is nothing to mount")?;
-    let trees = image
-        .layers
-        .iter()
-        .map(|layer| layer.index.layer_tree(&limits))
-        .collect::<Result<Vec<_>, _>>()?;
-    let tree = merge::merge(trees, &limits)?;
+    let tree = image.merged_tree(&Limits::default())?;
     let slot = |diff_id, plain_len| DeviceSlot { diff_id, plain_len };
     let devices: Vec<_> = image
         .layers
