@@ -2,6 +2,7 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -32,12 +33,17 @@ pub trait Blob: Debug + Send + Sync {
     /// the transfer. A short answer is an error, never a short result.
     fn read_range(&self, stored: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>>;
 
-    /// All bytes from `stored_off` to the end. A transfer that breaks is resumed where it broke; what cannot be
-    /// resumed ends the stream with an error. The stream never ends early without one.
+    /// The bytes of `stored` in order, each piece as soon as it has arrived. A transfer that breaks is resumed where it
+    /// broke; what cannot be resumed ends the stream with an error. The stream never ends early without one. Dropping it
+    /// gives the rest up.
     ///
     /// # Errors
     /// As [`Blob::read_range`].
-    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>>;
+    fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>>;
+
+    /// Who carries the load of reading it: a host, or a local disk. Blobs with the same upstream share its bandwidth and its
+    /// patience.
+    fn upstream(&self) -> Arc<str>;
 }
 
 /// Refuses a range that does not lie within a blob of `stored_len` bytes.
@@ -50,4 +56,12 @@ pub(crate) fn check_range(digest: &BlobDigest, stored_len: u64, stored: &Range<u
         stored.start, stored.end
     );
     Err(Error::new(ErrorKind::InvalidInput, message))
+}
+
+/// All bytes of a blob in order.
+///
+/// # Errors
+/// As [`Blob::stream`].
+pub async fn stream_whole(blob: &dyn Blob) -> Result<ByteStream, Error> {
+    blob.stream(0..blob.stored_len()).await
 }

@@ -26,7 +26,7 @@ mod sync;
 pub mod testing;
 pub mod transport;
 
-pub use blob::{Blob, ByteStream};
+pub use blob::{Blob, ByteStream, stream_whole};
 pub use cache::{Cache, CachedLayer};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};

@@ -82,13 +82,13 @@ async fn a_registry_that_ignores_ranges_is_put_up_with_while_little_is_skipped()
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("ignores ranges"), "{error}");
     let tail: Vec<Bytes> = blob
-        .stream(end - 10)
+        .stream(end / 2..end)
         .await
         .expect("a stream")
         .try_collect()
         .await
         .expect("a stream skips");
-    assert_eq!(tail.concat(), bytes[bytes.len() - 10..]);
+    assert_eq!(tail.concat(), bytes[bytes.len() / 2..]);
 }
 
 #[tokio::test]
@@ -115,7 +115,7 @@ async fn a_transfer_with_progress_goes_on_however_often_it_is_cut() {
     let registry = OddRegistry::start(move |asked| broken_part(&served, asked, 70_000)).await;
     let blob = open(&registry, &bytes);
     assert_eq!(blob.read_range(0..1 << 20).await.expect("resumed"), bytes);
-    let stream = blob.stream(5).await.expect("a stream");
+    let stream = blob.stream(5..blob.stored_len()).await.expect("a stream");
     let pieces: Vec<Bytes> = stream.try_collect().await.expect("resumed");
     assert_eq!(pieces.concat(), bytes[5..]);
     assert!(registry.asked("GET").len() >= 28);

@@ -12,7 +12,7 @@ use futures_util::StreamExt as _;
 use sluice_format::compression::ChunkDecoder;
 use sluice_format::scan::{LayerScanner, ScannedLayer};
 use sluice_format::{BlobDigest, ChunkTable, DiffId, Digest, Hasher, LayerTree, Limits};
-use sluice_storage::{ByteStream, Repository};
+use sluice_storage::{ByteStream, Repository, stream_whole};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 
@@ -57,7 +57,7 @@ pub(super) async fn examine(
             None
         }
     };
-    let stream = source.open_blob(descriptor).stream(0).await?;
+    let stream = stream_whole(source.open_blob(descriptor).as_ref()).await?;
     let advanced = |len| progress.layer_advanced(descriptor.digest, len);
     let chunks = index.as_ref().map(|index| index.chunks.clone());
     let read = read_twice(stream, chunks, limits, &advanced).await?;
@@ -217,7 +217,7 @@ pub(super) async fn examine_blob(
     source: &dyn Repository,
     descriptor: &sluice_storage::Descriptor,
 ) -> Result<Option<String>, Error> {
-    let mut stream = source.open_blob(descriptor).stream(0).await?;
+    let mut stream = stream_whole(source.open_blob(descriptor).as_ref()).await?;
     let mut hasher = Hasher::new();
     while let Some(piece) = stream.next().await {
         hasher.update(&piece?);

@@ -9,7 +9,7 @@ use futures_util::StreamExt as _;
 use sluice_format::artifact::INDEX_ANNOTATION;
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
 use sluice_format::{BlobDigest, Hasher, IndexLocation, LayerIndex, Limits};
-use sluice_storage::{Blob, Descriptor, ErrorKind, Repository, WritableRepository};
+use sluice_storage::{Blob, Descriptor, ErrorKind, Repository, WritableRepository, stream_whole};
 
 use super::plan::SourceLayer;
 use crate::recompress::Compression;
@@ -140,7 +140,7 @@ async fn copy(
     descriptor: &Descriptor,
     advanced: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
-    let mut pieces = source.open_blob(descriptor).stream(0).await?;
+    let mut pieces = stream_whole(source.open_blob(descriptor).as_ref()).await?;
     let mut writer = target.begin_blob().await?;
     let mut hasher = Hasher::new();
     while let Some(piece) = pieces.next().await {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::{BlobDigest, DiffId, IndexLocation, Limits};
+use sluice_storage::stream_whole;
 
 use super::kept::{self, FoundIndex};
 use super::plan::{Plan, SourceLayer};
@@ -110,7 +111,7 @@ impl LayerConverter<'_> {
             diff_id: Some(layer.diff_id),
         };
         let advanced = |len| self.progress.layer_advanced(descriptor.digest, len);
-        let source = self.source.repository().open_blob(descriptor).stream(0).await?;
+        let source = stream_whole(self.source.repository().open_blob(descriptor).as_ref()).await?;
         let target = self.target.repository().begin_blob().await?;
         let new = self
             .recompressor

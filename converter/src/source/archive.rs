@@ -182,19 +182,24 @@ impl Blob for ArchiveBlob {
         .boxed()
     }
 
-    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>> {
+    fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         async move {
-            match self.check(&(stored_off..self.stored_len))? {
+            match self.check(&stored)? {
                 Stored::Made(_) => {
-                    let bytes = self.read_range(stored_off..self.stored_len).await?;
+                    let bytes = self.read_range(stored).await?;
                     Ok(stream::once(async move { Ok(bytes) }).boxed())
                 }
                 Stored::Range(range) => {
-                    Ok(pieces(Arc::clone(&self.file), range.start + stored_off..range.end).boxed())
+                    let in_file = range.start + stored.start..range.start + stored.end;
+                    Ok(pieces(Arc::clone(&self.file), in_file).boxed())
                 }
             }
         }
         .boxed()
+    }
+
+    fn upstream(&self) -> Arc<str> {
+        self.location.as_str().into()
     }
 }
 

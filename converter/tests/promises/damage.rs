@@ -195,7 +195,7 @@ impl Blob for FaultyBlob {
         self.0.read_range(stored)
     }
 
-    fn stream(&self, _stored_off: u64) -> BoxFuture<'_, Result<ByteStream, StorageError>> {
+    fn stream(&self, _stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, StorageError>> {
         Box::pin(async move {
             let (Fault::BreaksAfter(len) | Fault::StallsAfter(len)) = self.1;
             let start = stream::iter([self.0.read_range(0..len as u64).await]);
@@ -207,6 +207,10 @@ impl Blob for FaultyBlob {
                 Fault::StallsAfter(_) => start.chain(stream::pending()).boxed(),
             })
         })
+    }
+
+    fn upstream(&self) -> Arc<str> {
+        self.0.upstream()
     }
 }
 

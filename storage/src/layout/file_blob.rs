@@ -19,6 +19,8 @@ use crate::{Blob, ByteStream, Error, ErrorKind, blocking};
 
 /// Bytes per read of a stream: large enough that the hop to the blocking pool costs nothing beside it.
 const STREAM_READ_LEN: u64 = 1 << 20;
+/// All local files share one upstream: the disks of this host.
+const UPSTREAM: &str = "local disk";
 
 /// A blob in a layout directory.
 #[derive(Clone, Debug)]
@@ -97,12 +99,11 @@ impl Blob for FileBlob {
         self.read(stored).boxed()
     }
 
-    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>> {
+    fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         async move {
-            let end = self.stored_len();
-            check_range(&self.inner.digest, end, &(stored_off..end))?;
-            let blob = self.clone();
-            let pieces = stream::try_unfold(stored_off, move |next| {
+            check_range(&self.inner.digest, self.inner.stored_len, &stored)?;
+            let (blob, end) = (self.clone(), stored.end);
+            let pieces = stream::try_unfold(stored.start, move |next| {
                 let blob = blob.clone();
                 async move {
                     if next == end {
@@ -116,5 +117,9 @@ impl Blob for FileBlob {
             Ok(pieces.boxed())
         }
         .boxed()
+    }
+
+    fn upstream(&self) -> Arc<str> {
+        UPSTREAM.into()
     }
 }

@@ -1,6 +1,7 @@
 //! The URLs of one repository.
 
 use std::fmt;
+use std::sync::Arc;
 
 use sluice_format::BlobDigest;
 use url::{Host, Url};
@@ -34,6 +35,11 @@ impl Endpoint {
             registry: reference.registry().to_owned(),
             repository: reference.repository().to_owned(),
         })
+    }
+
+    /// The registry's host, as the reference names it.
+    pub(super) fn host(&self) -> Arc<str> {
+        self.registry.as_str().into()
     }
 
     /// The repository's name within the registry.

@@ -26,8 +26,7 @@ use crate::blob::check_range;
 use crate::sync::lock;
 use crate::{Blob, ByteStream, Error, ErrorKind};
 
-/// Bytes that are skipped at most when a registry sends the whole blob for a range. A stream skips any number: it is asked
-/// for rarely, and only a broken one begins late.
+/// Bytes that are skipped at most when a registry sends the whole blob for a range, unless the range itself is longer.
 const SKIPPED_FOR_RANGE: u64 = 16 << 20;
 /// Bytes after which a broken transfer counts as progress and the attempts are counted anew. Without a bound a server that cuts
 /// every answer after one byte would be asked millions of times.
@@ -67,13 +66,13 @@ impl RegistryBlob {
     }
 
     /// A transfer of `stored`, which begins when the first bytes are asked for.
-    fn transfer(&self, stored: Range<u64>, skip_limit: u64) -> Result<Transfer, Error> {
+    fn transfer(&self, stored: Range<u64>) -> Result<Transfer, Error> {
         check_range(&self.inner.digest, self.inner.stored_len, &stored)?;
         Ok(Transfer {
             patience: self.inner.repository.patience(),
             blob: self.inner.clone(),
+            skip_limit: SKIPPED_FOR_RANGE.max(stored.end - stored.start),
             wanted: stored,
-            skip_limit,
             body: None,
             since_failure: 0,
         })
@@ -91,7 +90,7 @@ impl Blob for RegistryBlob {
 
     fn read_range(&self, stored: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>> {
         async move {
-            let mut transfer = self.transfer(stored.clone(), SKIPPED_FOR_RANGE)?;
+            let mut transfer = self.transfer(stored.clone())?;
             let mut bytes = BytesMut::with_capacity((stored.end - stored.start) as usize);
             while let Some(next) = transfer.next().await? {
                 bytes.extend_from_slice(&next);
@@ -101,15 +100,19 @@ impl Blob for RegistryBlob {
         .boxed()
     }
 
-    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>> {
+    fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         async move {
-            let transfer = self.transfer(stored_off..self.inner.stored_len, u64::MAX)?;
+            let transfer = self.transfer(stored)?;
             let bytes = stream::try_unfold(transfer, |mut transfer| async move {
                 Ok(transfer.next().await?.map(|next| (next, transfer)))
             });
             Ok(bytes.boxed())
         }
         .boxed()
+    }
+
+    fn upstream(&self) -> Arc<str> {
+        self.inner.repository.endpoint.host()
     }
 }
 

@@ -59,20 +59,31 @@ pub async fn check_blob(blob: &dyn Blob, expected: &[u8]) {
 
 async fn check_stream(blob: &dyn Blob, expected: &[u8]) {
     let len = expected.len() as u64;
-    for stored_off in [0, 1, len / 2, len] {
+    for stored in [
+        0..len,
+        1..len,
+        len / 2..len,
+        len..len,
+        0..0,
+        2..7,
+        len / 3..len / 2,
+    ] {
         let stream = blob
-            .stream(stored_off)
+            .stream(stored.clone())
             .await
             .expect("a stream begins within the blob");
-        let pieces: Vec<Bytes> = stream.try_collect().await.expect("a stream goes to the end");
+        let pieces: Vec<Bytes> = stream
+            .try_collect()
+            .await
+            .expect("a stream goes to the end of its range");
         assert_eq!(
             pieces.concat(),
-            expected[stored_off as usize..],
-            "stream from {stored_off}"
+            expected[as_usize(&stored)],
+            "stream of {stored:?}"
         );
     }
     let error = blob
-        .stream(len + 1)
+        .stream(len..len + 1)
         .await
         .err()
         .expect("a stream outside the blob is refused");

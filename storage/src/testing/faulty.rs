@@ -71,7 +71,7 @@ impl FaultyBlob {
         lock(&self.faults).clear();
     }
 
-    /// The ranges that were asked for, streams as ranges to the end.
+    /// The ranges that were asked for, whole or as streams.
     pub fn requests(&self) -> Vec<Range<u64>> {
         lock(&self.requests).clone()
     }
@@ -122,11 +122,10 @@ impl Blob for FaultyBlob {
         .boxed()
     }
 
-    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>> {
+    fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         async move {
-            let end = self.stored_len();
-            let faults = self.take(&(stored_off..end));
-            let mut bytes = BytesMut::from(self.inner.read_range(stored_off..end).await?);
+            let faults = self.take(&stored);
+            let mut bytes = BytesMut::from(self.inner.read_range(stored.clone()).await?);
             let mut last = None;
             for fault in faults {
                 match fault {
@@ -135,13 +134,17 @@ impl Blob for FaultyBlob {
                         bytes.truncate(after as usize);
                         last = Some(Err(cut()));
                     }
-                    Fault::FlippedByte { stored_off: at } => bytes[(at - stored_off) as usize] ^= 1,
+                    Fault::FlippedByte { stored_off: at } => bytes[(at - stored.start) as usize] ^= 1,
                     Fault::Short { by } => bytes.truncate(bytes.len().saturating_sub(by as usize)),
                 }
             }
             Ok(stream::iter([Ok(bytes.freeze())].into_iter().chain(last)).boxed())
         }
         .boxed()
+    }
+
+    fn upstream(&self) -> Arc<str> {
+        self.inner.upstream()
     }
 }
 

@@ -62,8 +62,8 @@ impl Blob for MemoryBlob {
         async move { bytes }.boxed()
     }
 
-    fn stream(&self, stored_off: u64) -> BoxFuture<'_, Result<ByteStream, Error>> {
-        let bytes = self.slice(stored_off..self.stored_len.max(stored_off));
+    fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
+        let bytes = self.slice(stored);
         async move {
             let bytes = bytes?;
             let pieces: Vec<_> = bytes
@@ -73,6 +73,10 @@ impl Blob for MemoryBlob {
             Ok(stream::iter(pieces).boxed())
         }
         .boxed()
+    }
+
+    fn upstream(&self) -> Arc<str> {
+        "memory".into()
     }
 }
 
