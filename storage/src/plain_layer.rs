@@ -2,39 +2,68 @@
 //!
 //! A read first takes what this host has: the cache on disk, then the chunks that were fetched lately. The rest is fetched
 //! through [`crate::fetch`], once per chunk however many readers wait, and every byte that is returned was verified
-//! against the chunk's digest. A reader that goes away does not stop a fetch; a fetch that fails is not remembered. What
-//! the source calls temporary has been retried there. This module does not read ahead.
+//! against the chunk's digest. What readers do also tells what they will want next, and that is fetched in lesser lanes.
+//!
+//! A reader that goes away does not stop a fetch; a fetch that fails is not remembered. What the source calls temporary has been
+//! retried there; how long a reader waits beyond that is the layer's [`ReadPolicy`]. Dropping the layer gives up what was queued for it.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::try_join_all;
 use sluice_format::DiffId;
+use tokio::time::Instant;
 
-use crate::fetch::{Flights, Source, fetch_missing};
+use crate::fetch::readahead::{Bounds, Tracks};
+use crate::fetch::{Claim, Lane, Source};
+use crate::read_policy::{Patience, ReadPolicy};
 use crate::{CachedLayer, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
+
+/// Looks at the cache and the board before a read gives up: a chunk can be evicted between its arrival and its being read.
+const ROUNDS: usize = 3;
+
+/// Who wants to know what readers touch.
+pub trait ReadObserver: std::fmt::Debug + Send + Sync {
+    /// A reader touched a chunk of a layer: `layer` as it was given to [`PlainLayerOptions`], `chunk` a position in its chunk table. Called
+    /// on the way of every read, so it must be quick.
+    fn touched(&self, layer: usize, chunk: usize);
+}
+
+/// How one layer is read.
+#[derive(Clone, Debug, Default)]
+pub struct PlainLayerOptions {
+    /// How long readers wait when the source fails.
+    pub policy: ReadPolicy,
+    /// Told what readers touch, with this number for the layer.
+    pub observer: Option<(usize, Arc<dyn ReadObserver>)>,
+}
 
 /// The plain bytes of one layer, wherever they are.
 #[derive(Debug)]
 pub struct PlainLayer {
-    source: Source,
-    flights: Arc<Flights>,
+    source: Arc<Source>,
+    tracks: Tracks,
+    options: PlainLayerOptions,
 }
 
 impl PlainLayer {
     /// A layer that reads its blob through `fetcher` and keeps what it fetched in `cache`, which must be that of the same
     /// layer index.
     pub fn new(layer: &LazyLayer, cache: Option<CachedLayer>, fetcher: &Arc<Fetcher>) -> Arc<Self> {
-        let source = Source {
-            index: layer.index.clone(),
-            blob: layer.blob.clone(),
-            cache,
-            fetcher: fetcher.clone(),
-        };
+        Self::with_options(layer, cache, fetcher, PlainLayerOptions::default())
+    }
+
+    /// The same, read as `options` say.
+    pub fn with_options(
+        layer: &LazyLayer,
+        cache: Option<CachedLayer>,
+        fetcher: &Arc<Fetcher>,
+        options: PlainLayerOptions,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            source,
-            flights: Arc::default(),
+            source: fetcher.source(layer, cache),
+            tracks: Tracks::default(),
+            options,
         })
     }
 
@@ -70,25 +99,43 @@ impl PlainLayer {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a range outside the layer; [`ErrorKind::Corrupt`] for a chunk that does not match its
-    /// digest twice in a row; what the source reports.
+    /// digest twice in a row; what the source reports, when the layer's policy says so.
     pub async fn read(&self, plain: Range<u64>) -> Result<Bytes, Error> {
         self.check(&plain)?;
         let wanted = self.source.index.chunks.covering(plain.clone());
-        if let Some(bytes) = self.read_kept(plain.clone()).await? {
-            self.source.fetcher.counters().add_hits(wanted.len());
-            return Ok(bytes);
+        self.touched(wanted.clone());
+        let mut patience = Patience::new(&self.options.policy);
+        loop {
+            match patience.bound(self.collect(wanted.clone())).await {
+                Ok(chunks) => return Ok(self.cut(wanted, chunks, &plain)),
+                Err(error) => patience.after(error, self.diff_id()).await.inspect_err(|_| {
+                    self.source.fetcher.counters().read_failed();
+                })?,
+            }
         }
-        let chunks = self.collect(wanted.clone()).await?;
-        Ok(self.cut(wanted, chunks, &plain))
     }
 
     /// The verified bytes of `plain` when the cache on disk has all of them. Blocks on the disk; for threads outside the
     /// runtime, which spares them the way through it.
     pub fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
-        let wanted = self.source.index.chunks.covering(plain.clone()).len();
-        let bytes = self.source.cache.as_ref()?.read_range(plain)?;
-        self.source.fetcher.counters().add_hits(wanted);
+        let bytes = self.source.cache.as_ref()?.read_range(plain.clone())?;
+        let wanted = self.source.index.chunks.covering(plain);
+        self.source.fetcher.counters().add_hits(wanted.len());
+        self.touched(wanted);
         Some(bytes)
+    }
+
+    /// Has chunks fetched that nobody waits for, in this order, unless this host has them. Must be called within a tokio runtime.
+    pub fn prefetch(&self, chunks: impl IntoIterator<Item = usize>, lane: Lane) {
+        let count = self.source.index.chunks.chunks().len();
+        let wanted = chunks.into_iter().filter(|chunk| *chunk < count);
+        let wanted: Vec<_> = wanted.map(|chunk| (chunk, lane)).collect();
+        self.source.upstream.request(&self.source, &[], &wanted);
+    }
+
+    /// Chunks of any layer of the same upstream that wait in a lane.
+    pub fn waiting(&self, lane: Lane) -> usize {
+        self.source.upstream.waiting(lane)
     }
 
     fn check(&self, plain: &Range<u64>) -> Result<(), Error> {
@@ -105,37 +152,76 @@ impl PlainLayer {
         Err(Error::new(ErrorKind::InvalidInput, message))
     }
 
-    async fn read_kept(&self, plain: Range<u64>) -> Result<Option<Bytes>, Error> {
-        let Some(cache) = self.source.cache.clone() else {
-            return Ok(None);
+    fn touched(&self, chunks: Range<usize>) {
+        if let Some((layer, observer)) = &self.options.observer {
+            chunks.for_each(|chunk| observer.touched(*layer, chunk));
+        }
+    }
+
+    /// What a reader of `wanted` will want next.
+    fn ahead(&self, wanted: Range<usize>) -> Vec<(usize, Lane)> {
+        let chunks = self.source.index.chunks.chunks();
+        let mean_len = self.plain_len() / (chunks.len() as u64).max(1);
+        let ahead = self
+            .tracks
+            .touch(wanted, chunks.len(), mean_len, Bounds::default());
+        let Some(ahead) = ahead else {
+            return Vec::new();
         };
-        blocking::run("read the cache", move || Ok(cache.read_range(plain))).await
+        ahead.chunks.map(|chunk| (chunk, ahead.lane)).collect()
     }
 
     /// The plain bytes of each wanted chunk.
     async fn collect(&self, wanted: Range<usize>) -> Result<Vec<Bytes>, Error> {
-        let mut kept = self.kept_chunks(wanted.clone()).await?;
-        let missing: Vec<usize> = wanted
-            .clone()
-            .zip(&kept)
-            .filter_map(|(chunk, kept)| kept.is_none().then_some(chunk))
-            .collect();
+        let began = Instant::now();
+        let mut kept = self.kept_chunks(wanted.clone(), vec![None; wanted.len()]).await?;
+        let missing = kept.iter().filter(|chunk| chunk.is_none()).count();
         let counters = self.source.fetcher.counters();
-        counters.add_hits(wanted.len() - missing.len());
-        counters.add_misses(missing.len());
-        let tickets = fetch_missing(&self.source, &self.flights, &missing);
-        let fetched = try_join_all(tickets.into_iter().map(|ticket| ticket.outcome())).await?;
-        for (chunk, plain) in missing.into_iter().zip(fetched) {
-            kept[chunk - wanted.start] = Some(plain);
+        counters.add_hits(wanted.len() - missing);
+        counters.add_misses(missing);
+        let mut ahead = self.ahead(wanted.clone());
+        for _ in 0..ROUNDS {
+            let at: Vec<usize> = (0..kept.len()).filter(|at| kept[*at].is_none()).collect();
+            let chunks: Vec<usize> = at.iter().map(|at| wanted.start + at).collect();
+            let claims = self.source.upstream.request(&self.source, &chunks, &ahead);
+            ahead.clear();
+            for (at, claim) in at.into_iter().zip(claims) {
+                if let Claim::Fetched(ticket) = claim {
+                    kept[at] = Some(ticket.outcome().await?);
+                }
+            }
+            kept = self.kept_chunks(wanted.clone(), kept).await?;
+            if kept.iter().all(Option::is_some) {
+                if missing > 0 {
+                    counters.read_waited(began.elapsed());
+                }
+                return Ok(kept.into_iter().flatten().collect());
+            }
         }
-        Ok(kept.into_iter().flatten().collect())
+        let message = format!(
+            "chunks of layer {} are evicted before they are read",
+            self.diff_id()
+        );
+        Err(Error::new(ErrorKind::Unavailable, message))
     }
 
-    /// What this host has of the wanted chunks.
-    async fn kept_chunks(&self, wanted: Range<usize>) -> Result<Vec<Option<Bytes>>, Error> {
+    /// Fills in what this host has of the wanted chunks.
+    async fn kept_chunks(
+        &self,
+        wanted: Range<usize>,
+        mut known: Vec<Option<Bytes>>,
+    ) -> Result<Vec<Option<Bytes>>, Error> {
+        if known.iter().all(Option::is_some) {
+            return Ok(known);
+        }
         let source = self.source.clone();
         blocking::run("read the cache", move || {
-            Ok(wanted.map(|chunk| source.kept(chunk)).collect())
+            for (chunk, known) in wanted.zip(&mut known) {
+                if known.is_none() {
+                    *known = source.kept(chunk);
+                }
+            }
+            Ok(known)
         })
         .await
     }
@@ -154,5 +240,11 @@ impl PlainLayer {
         let mut whole = BytesMut::with_capacity((plain.end - plain.start) as usize);
         parts.for_each(|part| whole.extend_from_slice(&part));
         whole.freeze()
+    }
+}
+
+impl Drop for PlainLayer {
+    fn drop(&mut self) {
+        self.source.upstream.forget(self.source.layer, Lane::Readahead);
     }
 }

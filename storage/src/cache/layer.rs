@@ -176,6 +176,14 @@ impl CachedLayer {
         self.files.trusted.contains(chunk)
     }
 
+    /// Whether the disk is said to have the chunk, verified or not. Does not block.
+    pub(crate) fn is_noted(&self, chunk: usize) -> bool {
+        self.files
+            .open
+            .as_ref()
+            .is_some_and(|files| files.presence.knows(chunk))
+    }
+
     /// Verifies a chunk that is noted; whether it can be used.
     fn trust(&self, files: &OpenFiles, chunk: usize) -> bool {
         if !files.presence.contains(chunk) {

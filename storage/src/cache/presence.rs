@@ -125,6 +125,11 @@ impl Presence {
         Ok(Self { file, known })
     }
 
+    /// Whether this process has seen that the chunk is there. Does not look at the file.
+    pub(super) fn knows(&self, chunk: usize) -> bool {
+        self.known.contains(chunk)
+    }
+
     /// Whether the chunk is there, as far as the file knows.
     pub(super) fn contains(&self, chunk: usize) -> bool {
         if self.known.contains(chunk) {
