@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sluice_converter::PackFormat;
+use sluice_storage::OnFailure;
 use sluice_storage::transport::ImageName;
 
 /// Starts gigabyte-sized container images in seconds: convert an image once, then mount it and fetch only what is read.
@@ -216,6 +217,15 @@ pub(crate) struct MountArgs {
     /// Platform of a multi-platform image. Default: this machine's.
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
+    /// What a reader gets when its bytes cannot be fetched: "error" after the deadline, or "stall" until they can be.
+    #[arg(long, value_name = "error|stall", default_value_t)]
+    pub(crate) on_failure: OnFailure,
+    /// Seconds that a read tries before it fails.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) read_deadline: u64,
+    /// File that gets a JSON timeline of the mount when it ends: phases, first touches, waits, and bytes by reason.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

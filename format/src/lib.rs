@@ -22,6 +22,7 @@ pub mod layer_index;
 pub mod limits;
 pub mod merge;
 pub mod name;
+pub mod program;
 pub mod scan;
 pub mod tree;
 

@@ -4,7 +4,7 @@
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
 //! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`].
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
-//! that took in [`counters`].
+//! that took in [`counters`] and, for one start, in a [`timeline`].
 
 #![deny(missing_docs)]
 
@@ -25,6 +25,7 @@ pub mod repository;
 mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod timeline;
 pub mod transport;
 
 pub use blob::{Blob, ByteStream, stream_whole};
@@ -39,4 +40,5 @@ pub use platform::Platform;
 pub use read_policy::{OnFailure, ReadPolicy};
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
+pub use timeline::Timeline;
 pub use transport::ImageName;

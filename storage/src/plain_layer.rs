@@ -9,13 +9,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sluice_format::DiffId;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::fetch::readahead::{Bounds, Tracks};
-use crate::fetch::{Claim, Lane, Source};
+use crate::fetch::readahead::Foresight;
+use crate::fetch::{Claim, Lane, Source, loader};
 use crate::read_policy::{Patience, ReadPolicy};
 use crate::{CachedLayer, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
 
@@ -27,6 +29,9 @@ pub trait ReadObserver: std::fmt::Debug + Send + Sync {
     /// A reader touched a chunk of a layer: `layer` as it was given to [`PlainLayerOptions`], `chunk` a position in its chunk table. Called
     /// on the way of every read, so it must be quick.
     fn touched(&self, layer: usize, chunk: usize);
+
+    /// A reader waited for some of these chunks, which it touched before.
+    fn waited(&self, _layer: usize, _chunks: Range<usize>, _wait: Duration) {}
 }
 
 /// How one layer is read.
@@ -34,15 +39,19 @@ pub trait ReadObserver: std::fmt::Debug + Send + Sync {
 pub struct PlainLayerOptions {
     /// How long readers wait when the source fails.
     pub policy: ReadPolicy,
-    /// Told what readers touch, with this number for the layer.
-    pub observer: Option<(usize, Arc<dyn ReadObserver>)>,
+    /// Number of the layer for the observers.
+    pub position: usize,
+    /// Told what readers do.
+    pub observers: Vec<Arc<dyn ReadObserver>>,
 }
 
 /// The plain bytes of one layer, wherever they are.
 #[derive(Debug)]
 pub struct PlainLayer {
     source: Arc<Source>,
-    tracks: Tracks,
+    foresight: Foresight,
+    programs: loader::Programs,
+    runtime: Handle,
     options: PlainLayerOptions,
 }
 
@@ -54,6 +63,9 @@ impl PlainLayer {
     }
 
     /// The same, read as `options` say.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     pub fn with_options(
         layer: &LazyLayer,
         cache: Option<CachedLayer>,
@@ -62,7 +74,9 @@ impl PlainLayer {
     ) -> Arc<Self> {
         Arc::new(Self {
             source: fetcher.source(layer, cache),
-            tracks: Tracks::default(),
+            foresight: Foresight::new(layer.index.clone()),
+            programs: loader::Programs::default(),
+            runtime: Handle::current(),
             options,
         })
     }
@@ -103,11 +117,23 @@ impl PlainLayer {
     pub async fn read(&self, plain: Range<u64>) -> Result<Bytes, Error> {
         self.check(&plain)?;
         let wanted = self.source.index.chunks.covering(plain.clone());
-        self.touched(wanted.clone());
+        let ahead = self.touched(wanted.clone());
+        let bytes = self.read_patiently(&plain, wanted, ahead).await?;
+        self.foresee_program(plain.start, &bytes);
+        Ok(bytes)
+    }
+
+    async fn read_patiently(
+        &self,
+        plain: &Range<u64>,
+        wanted: Range<usize>,
+        mut ahead: Vec<(usize, Lane)>,
+    ) -> Result<Bytes, Error> {
         let mut patience = Patience::new(&self.options.policy);
         loop {
-            match patience.bound(self.collect(wanted.clone())).await {
-                Ok(chunks) => return Ok(self.cut(wanted, chunks, &plain)),
+            let round = self.collect(wanted.clone(), std::mem::take(&mut ahead));
+            match patience.bound(round).await {
+                Ok(chunks) => return Ok(self.cut(wanted, chunks, plain)),
                 Err(error) => patience.after(error, self.diff_id()).await.inspect_err(|_| {
                     self.source.fetcher.counters().read_failed();
                 })?,
@@ -119,18 +145,31 @@ impl PlainLayer {
     /// runtime, which spares them the way through it.
     pub fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
         let bytes = self.source.cache.as_ref()?.read_range(plain.clone())?;
-        let wanted = self.source.index.chunks.covering(plain);
+        let wanted = self.source.index.chunks.covering(plain.clone());
         self.source.fetcher.counters().add_hits(wanted.len());
-        self.touched(wanted);
+        let ahead = self.touched(wanted);
+        self.want_ahead(ahead);
+        self.foresee_program(plain.start, &bytes);
         Some(bytes)
     }
 
-    /// Has chunks fetched that nobody waits for, in this order, unless this host has them. Must be called within a tokio runtime.
+    /// Says that chunks will be fetched for another reason, such as a profile: that a reader touches them tells nothing new.
+    pub fn expect(&self, chunks: impl IntoIterator<Item = usize>) {
+        chunks.into_iter().for_each(|chunk| self.foresight.expect(chunk));
+    }
+
+    /// Has chunks fetched that nobody waits for, in this order, unless this host has them.
     pub fn prefetch(&self, chunks: impl IntoIterator<Item = usize>, lane: Lane) {
         let count = self.source.index.chunks.chunks().len();
         let wanted = chunks.into_iter().filter(|chunk| *chunk < count);
         let wanted: Vec<_> = wanted.map(|chunk| (chunk, lane)).collect();
-        self.source.upstream.request(&self.source, &[], &wanted);
+        self.want_ahead(wanted);
+    }
+
+    fn want_ahead(&self, ahead: Vec<(usize, Lane)>) {
+        if !ahead.is_empty() {
+            self.source.upstream.want(&self.source, &ahead);
+        }
     }
 
     /// Chunks of any layer of the same upstream that wait in a lane.
@@ -152,38 +191,51 @@ impl PlainLayer {
         Err(Error::new(ErrorKind::InvalidInput, message))
     }
 
-    fn touched(&self, chunks: Range<usize>) {
-        if let Some((layer, observer)) = &self.options.observer {
-            chunks.for_each(|chunk| observer.touched(*layer, chunk));
+    /// Notes what a reader touched, and tells what it will want next.
+    fn touched(&self, chunks: Range<usize>) -> Vec<(usize, Lane)> {
+        for observer in &self.options.observers {
+            for chunk in chunks.clone() {
+                observer.touched(self.options.position, chunk);
+            }
+        }
+        self.foresight.touch(chunks)
+    }
+
+    /// When a reader has just read the head of a program, has fetched what a loader reads of it next.
+    fn foresee_program(&self, plain_off: u64, head: &[u8]) {
+        if self.is_complete() {
+            return;
+        }
+        if let Some(program) = self.programs.meet(plain_off, head) {
+            let source = self.source.clone();
+            self.runtime
+                .spawn(loader::fetch_ahead(source, plain_off, program));
         }
     }
 
-    /// What a reader of `wanted` will want next.
-    fn ahead(&self, wanted: Range<usize>) -> Vec<(usize, Lane)> {
-        let chunks = self.source.index.chunks.chunks();
-        let mean_len = self.plain_len() / (chunks.len() as u64).max(1);
-        let ahead = self
-            .tracks
-            .touch(wanted, chunks.len(), mean_len, Bounds::default());
-        let Some(ahead) = ahead else {
-            return Vec::new();
-        };
-        ahead.chunks.map(|chunk| (chunk, ahead.lane)).collect()
+    fn waited(&self, chunks: Range<usize>, wait: Duration) {
+        self.source.fetcher.counters().read_waited(wait);
+        for observer in &self.options.observers {
+            observer.waited(self.options.position, chunks.clone(), wait);
+        }
     }
 
     /// The plain bytes of each wanted chunk.
-    async fn collect(&self, wanted: Range<usize>) -> Result<Vec<Bytes>, Error> {
+    async fn collect(
+        &self,
+        wanted: Range<usize>,
+        mut ahead: Vec<(usize, Lane)>,
+    ) -> Result<Vec<Bytes>, Error> {
         let began = Instant::now();
         let mut kept = self.kept_chunks(wanted.clone(), vec![None; wanted.len()]).await?;
         let missing = kept.iter().filter(|chunk| chunk.is_none()).count();
         let counters = self.source.fetcher.counters();
         counters.add_hits(wanted.len() - missing);
         counters.add_misses(missing);
-        let mut ahead = self.ahead(wanted.clone());
         for _ in 0..ROUNDS {
             let at: Vec<usize> = (0..kept.len()).filter(|at| kept[*at].is_none()).collect();
             let chunks: Vec<usize> = at.iter().map(|at| wanted.start + at).collect();
-            let claims = self.source.upstream.request(&self.source, &chunks, &ahead);
+            let claims = self.source.upstream.demand(&self.source, &chunks, &ahead);
             ahead.clear();
             for (at, claim) in at.into_iter().zip(claims) {
                 if let Claim::Fetched(ticket) = claim {
@@ -193,7 +245,7 @@ impl PlainLayer {
             kept = self.kept_chunks(wanted.clone(), kept).await?;
             if kept.iter().all(Option::is_some) {
                 if missing > 0 {
-                    counters.read_waited(began.elapsed());
+                    self.waited(wanted, began.elapsed());
                 }
                 return Ok(kept.into_iter().flatten().collect());
             }

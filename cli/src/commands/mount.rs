@@ -1,8 +1,8 @@
 //! `sluice mount`: serves one image in the foreground until it is unmounted or the process is asked to end.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
@@ -10,7 +10,10 @@ use sluice_format::Limits;
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{Cache, Counters, Fetcher, LazyImage, PlainLayer};
+use sluice_storage::{
+    Cache, Counters, Fetcher, Lane, LazyImage, LazyLayer, PlainLayer, PlainLayerOptions, ReadObserver,
+    ReadPolicy, Timeline,
+};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -64,36 +67,61 @@ async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
     };
     let image = prepared.image;
     let counters = prepared.counters;
+    let timeline = prepared.timeline;
     let request = prepared.request;
     // Mounting takes milliseconds and is not interruptible; a signal that arrives meanwhile is seen right after it.
     let runtime = Handle::current();
     let mut mounted = tokio::task::block_in_place(|| MountedImage::mount(request, Some(guard), &runtime))?;
+    if let Some(timeline) = &timeline {
+        timeline.phase("mounted");
+    }
     report_ready(args, &image, &mounted, &registries, started)?;
     let reason = tokio::select! {
         gone = mounted.wait_unmounted() => gone.map(|()| "unmounted")?,
         () = signals.recv() => "interrupted",
     };
     spawn_blocking(move || unmount(&mut mounted)).await??;
+    if let (Some(file), Some(timeline)) = (&args.stats, &timeline) {
+        write_stats(file, &image, &counters, timeline)?;
+    }
     report_end(args, reason, &counters)
 }
 
 struct Prepared {
     image: LazyImage,
     counters: Arc<Counters>,
+    timeline: Option<Arc<Timeline>>,
     request: MountRequest,
 }
 
 /// Loads the indexes, merges the trees and writes the image tree: everything before the first mount.
 async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::Result<Prepared> {
+    let timeline = args.stats.as_ref().map(|_| Arc::new(Timeline::new()));
+    let done = |phase| {
+        if let Some(timeline) = &timeline {
+            timeline.phase(phase);
+        }
+    };
     let platform = wiring::platform(args.platform.as_deref())?;
     let image = wiring::load_image(&args.source, &platform, registries).await?;
+    done("indexes loaded");
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
     let cache = Cache::open(cache_dir)?;
     let tree_file = write_tree(&image, &cache)?;
+    done("tree written");
     let counters = Arc::new(Counters::default());
     let fetcher = Fetcher::new(counters.clone());
-    let plain = |layer| PlainLayer::new(layer, Some(cache.layer(&layer.index)), &fetcher);
-    let layers: Vec<_> = image.layers.iter().map(plain).collect();
+    let observers: Vec<Arc<dyn ReadObserver>> =
+        timeline.iter().map(|timeline| timeline.clone() as _).collect();
+    let plain = |(position, layer): (usize, &LazyLayer)| {
+        let options = PlainLayerOptions {
+            policy: read_policy(args),
+            position,
+            observers: observers.clone(),
+        };
+        PlainLayer::with_options(layer, Some(cache.layer(&layer.index)), &fetcher, options)
+    };
+    let layers: Vec<_> = image.layers.iter().enumerate().map(plain).collect();
     let missing: usize = layers.iter().map(|layer| layer.missing_chunks()).sum();
     let chunks: usize = image
         .layers
@@ -118,8 +146,77 @@ async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::
     Ok(Prepared {
         image,
         counters,
+        timeline,
         request,
     })
+}
+
+fn read_policy(args: &MountArgs) -> ReadPolicy {
+    ReadPolicy {
+        on_failure: args.on_failure,
+        deadline: Some(Duration::from_secs(args.read_deadline)),
+    }
+}
+
+/// Writes where the time and the bytes of this mount went.
+fn write_stats(
+    file: &Path,
+    image: &LazyImage,
+    counters: &Counters,
+    timeline: &Timeline,
+) -> anyhow::Result<()> {
+    let stats = counters.stats();
+    let lanes = Lane::ALL.map(|lane| {
+        json!({
+            "lane": lane.name(),
+            "requests": stats.lane_requests[lane.at()],
+            "stored_bytes": stats.lane_stored_bytes[lane.at()],
+            "plain_bytes": stats.lane_plain_bytes[lane.at()],
+        })
+    });
+    let entries = timeline.entries();
+    // Chunk numbers mean nothing once the image is cut in another way; offsets in plain layers do.
+    let touches: Vec<_> = entries
+        .touches
+        .iter()
+        .filter_map(|touch| {
+            let chunk = image
+                .layers
+                .get(touch.layer)?
+                .index
+                .chunks
+                .chunks()
+                .get(touch.chunk)?;
+            Some(json!({
+                "at_ms": touch.at_ms,
+                "layer": touch.layer,
+                "chunk": touch.chunk,
+                "plain_off": chunk.plain_off,
+                "plain_len": chunk.plain_len,
+                "stored_len": chunk.stored_len,
+            }))
+        })
+        .collect();
+    let document = json!({
+        "manifest_digest": image.manifest_digest.to_string(),
+        "image_id": image.image_id.to_string(),
+        "layers": image.layers.iter().map(|layer| layer.diff_id.to_string()).collect::<Vec<_>>(),
+        "requests": stats.requests,
+        "stored_bytes": stats.stored_bytes,
+        "plain_bytes": stats.plain_bytes,
+        "chunk_hits": stats.hits,
+        "chunk_misses": stats.misses,
+        "chunk_joined": stats.joined,
+        "hedged": stats.hedged,
+        "corrupt_chunks": stats.corrupt,
+        "lanes": lanes,
+        "phases": entries.phases,
+        "touches": touches,
+        "waits": entries.waits,
+        "left_out": entries.left_out,
+    });
+    let text = serde_json::to_vec(&document)?;
+    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 /// The image tree is written anew at every mount: merging takes milliseconds, and a tree file that was damaged on disk is

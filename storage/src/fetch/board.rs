@@ -311,8 +311,8 @@ mod tests {
         Err(Error::new(ErrorKind::Unavailable, "no"))
     }
 
-    #[test]
-    fn lanes_are_strict_and_a_wish_can_be_hurried() {
+    #[tokio::test]
+    async fn lanes_are_strict_and_a_wish_can_be_hurried() {
         let source = source(60, 1000, GAP as usize + 1);
         let mut board = Board::default();
         want(&mut board, &source, &[50], Lane::Fill);
@@ -328,8 +328,8 @@ mod tests {
         assert_eq!(order, [20, 50, 30, 40, 41]);
     }
 
-    #[test]
-    fn only_urgent_lanes_are_taken_when_asked() {
+    #[tokio::test]
+    async fn only_urgent_lanes_are_taken_when_asked() {
         let source = source(10, 1000, GAP as usize + 1);
         let mut board = Board::default();
         want(&mut board, &source, &[3], Lane::Profile);
@@ -337,8 +337,8 @@ mod tests {
         assert!(board.take(Lane::Profile).is_some());
     }
 
-    #[test]
-    fn neighbours_travel_together_with_what_lies_between() {
+    #[tokio::test]
+    async fn neighbours_travel_together_with_what_lies_between() {
         let source = source(20, 1000, 0);
         let mut board = Board::default();
         want(&mut board, &source, &[8, 4, 6, 7], Lane::Profile);
@@ -355,8 +355,8 @@ mod tests {
         assert!(take(&mut board).is_none());
     }
 
-    #[test]
-    fn a_demanded_chunk_comes_first_in_its_range() {
+    #[tokio::test]
+    async fn a_demanded_chunk_comes_first_in_its_range() {
         let source = source(20, 1000, 0);
         let mut board = Board::default();
         want(&mut board, &source, &[5, 9, 10], Lane::Profile);
@@ -365,8 +365,8 @@ mod tests {
         assert_eq!(take(&mut board).expect("a range").0, [5]);
     }
 
-    #[test]
-    fn ranges_are_bounded_by_gap_and_length() {
+    #[tokio::test]
+    async fn ranges_are_bounded_by_gap_and_length() {
         let far = source(4, 1000, GAP as usize + 1);
         let mut board = Board::default();
         want(&mut board, &far, &[0, 1], Lane::Fill);
@@ -380,8 +380,8 @@ mod tests {
         assert_eq!(take(&mut board).expect("a range").0, [2, 3]);
     }
 
-    #[test]
-    fn a_waiting_reader_takes_a_far_chunk_from_a_lesser_transfer() {
+    #[tokio::test]
+    async fn a_waiting_reader_takes_a_far_chunk_from_a_lesser_transfer() {
         let source = source(20, 40_000, 0);
         let mut board = Board::default();
         want(&mut board, &source, &(0..20).collect::<Vec<_>>(), Lane::Profile);
@@ -406,8 +406,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn bytes_are_welcome_from_whoever_brings_them() {
+    #[tokio::test]
+    async fn bytes_are_welcome_from_whoever_brings_them() {
         let source = source(20, 40_000, 0);
         let mut board = Board::default();
         want(&mut board, &source, &(0..20).collect::<Vec<_>>(), Lane::Fill);

@@ -11,7 +11,7 @@
 //! Whenever something is wanted or a range ends, `upstream` takes the best queued chunk, `coalesce` joins its neighbours into one range, and
 //! `transfer` fetches it: the body is cut into chunks as it arrives, `decode` turns each into verified plain bytes on a small pool beside the
 //! network, and each lands at once. What the disk cannot keep, `recent` remembers for a while. `readahead` tells what a reader will
-//! want next.
+//! want next, and `loader` what a dynamic loader will read of a program.
 //!
 //! A chunk is fetched to the end when its readers go away. A chunk that fails verification is never kept anywhere.
 
@@ -20,6 +20,7 @@ mod coalesce;
 mod decode;
 mod lane;
 mod latency;
+pub(crate) mod loader;
 mod pace;
 pub(crate) mod readahead;
 mod recent;
@@ -31,6 +32,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::decode::Decoders;
@@ -74,13 +76,13 @@ impl Fetcher {
         &self.counters
     }
 
-    /// A layer to fetch chunks of.
+    /// A layer to fetch chunks of. Panics outside a runtime.
     pub(crate) fn source(self: &Arc<Self>, layer: &LazyLayer, cache: Option<CachedLayer>) -> Arc<Source> {
         let name = layer.blob.upstream();
         let mut upstreams = lock(&self.upstreams);
         let upstream = upstreams
             .entry(name.clone())
-            .or_insert_with(|| Arc::new(Upstream::new(name)));
+            .or_insert_with(|| Arc::new(Upstream::new(name, Handle::current())));
         Arc::new(Source {
             layer: self.layers.fetch_add(1, Ordering::Relaxed),
             index: layer.index.clone(),

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::board::{Board, Course, Key, Outcome, Ticket, Wish};
@@ -32,6 +33,8 @@ pub(crate) struct Upstream {
     name: Arc<str>,
     /// The moment that times of [`Pace`] count from.
     epoch: Instant,
+    /// Wishes may come from threads outside the runtime.
+    runtime: Handle,
     state: Mutex<State>,
 }
 
@@ -43,10 +46,38 @@ struct State {
     latency: Latency,
 }
 
+impl State {
+    fn claim(&mut self, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
+        let claim = |chunk: &usize| {
+            // The cache has a chunk before its flight ends, so looking under the lock misses nothing.
+            if !self.board.has(source.layer, *chunk) && source.keeps(*chunk) {
+                return Claim::Kept;
+            }
+            match self.board.want(source, *chunk, lane) {
+                Wish::New(ticket) => Claim::Fetched(ticket),
+                Wish::Joined(ticket) => {
+                    source.fetcher.counters.add_joined();
+                    Claim::Fetched(ticket)
+                }
+            }
+        };
+        chunks.iter().map(claim).collect()
+    }
+
+    fn want(&mut self, source: &Arc<Source>, chunks: &[(usize, Lane)]) {
+        for (chunk, lane) in chunks {
+            if self.board.has(source.layer, *chunk) || !source.may_keep(*chunk) {
+                self.board.want(source, *chunk, *lane);
+            }
+        }
+    }
+}
+
 impl Upstream {
-    pub(super) fn new(name: Arc<str>) -> Self {
+    pub(super) fn new(name: Arc<str>, runtime: Handle) -> Self {
         Self {
             name,
+            runtime,
             epoch: Instant::now(),
             state: Mutex::default(),
         }
@@ -57,36 +88,34 @@ impl Upstream {
         &self.name
     }
 
-    /// Claims the chunks that a reader waits for, in the same order, and has `ahead` fetched in its lane where nobody has it yet.
-    pub(crate) fn request(
+    /// Claims the chunks that a reader waits for, in the same order, and has `ahead` fetched in its lanes where nobody has it yet: together, so
+    /// that they can travel together.
+    pub(crate) fn demand(
         self: &Arc<Self>,
         source: &Arc<Source>,
-        demanded: &[usize],
+        chunks: &[usize],
         ahead: &[(usize, Lane)],
     ) -> Vec<Claim> {
-        let counters = &source.fetcher.counters;
         let mut state = lock(&self.state);
-        let mut claim = |chunk: &usize| {
-            // The cache has a chunk before its flight ends, so looking under the lock misses nothing.
-            if !state.board.has(source.layer, *chunk) && source.keeps(*chunk) {
-                return Claim::Kept;
-            }
-            match state.board.want(source, *chunk, Lane::Demand) {
-                Wish::New(ticket) => Claim::Fetched(ticket),
-                Wish::Joined(ticket) => {
-                    counters.add_joined();
-                    Claim::Fetched(ticket)
-                }
-            }
-        };
-        let claims = demanded.iter().map(&mut claim).collect();
-        for (chunk, lane) in ahead {
-            if state.board.has(source.layer, *chunk) || !source.may_keep(*chunk) {
-                state.board.want(source, *chunk, *lane);
-            }
-        }
+        let claims = state.claim(source, chunks, Lane::Demand);
+        state.want(source, ahead);
         self.start_transfers(&mut state);
         claims
+    }
+
+    /// Claims chunks in a lane, in the same order.
+    pub(crate) fn claim(self: &Arc<Self>, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
+        let mut state = lock(&self.state);
+        let claims = state.claim(source, chunks, lane);
+        self.start_transfers(&mut state);
+        claims
+    }
+
+    /// Has chunks fetched where nobody has them yet.
+    pub(crate) fn want(self: &Arc<Self>, source: &Arc<Source>, chunks: &[(usize, Lane)]) {
+        let mut state = lock(&self.state);
+        state.want(source, chunks);
+        self.start_transfers(&mut state);
     }
 
     /// Forgets what waits for a layer in the lanes from `first` on.
@@ -115,7 +144,7 @@ impl Upstream {
             let fetcher = &batch.source.fetcher;
             fetcher.counters.add_request(course.lane);
             let transfer = Transfer::new(self.clone(), batch, course, state.latency.late_after());
-            tokio::spawn(transfer.run());
+            self.runtime.spawn(transfer.run());
         }
     }
 
