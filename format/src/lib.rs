@@ -14,6 +14,7 @@ pub mod artifact;
 pub mod chunk;
 pub mod compression;
 pub mod cut;
+pub mod date;
 pub mod digest;
 pub mod erofs;
 mod error;
