@@ -4,7 +4,8 @@
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
 //! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`].
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
-//! that took in [`counters`].
+//! that took in [`counters`]. Artifacts attached to images are stored
+//! and found by [`referrers`].
 
 #![deny(missing_docs)]
 
@@ -19,6 +20,7 @@ pub mod image;
 pub mod layout;
 pub mod plain_layer;
 pub mod platform;
+pub mod referrers;
 pub mod registry;
 pub mod repository;
 mod sync;
@@ -35,6 +37,7 @@ pub use image::{LazyImage, LazyLayer, load_lazy_image};
 pub use layout::Layout;
 pub use plain_layer::PlainLayer;
 pub use platform::Platform;
+pub use referrers::Referrer;
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
 pub use transport::ImageName;
