@@ -33,7 +33,7 @@ pub use cache::{Cache, CachedLayer};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::Fetcher;
-pub use image::{LazyImage, LazyLayer, load_lazy_image};
+pub use image::{LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_resolved_image, resolve_image};
 pub use layout::Layout;
 pub use plain_layer::PlainLayer;
 pub use platform::Platform;
