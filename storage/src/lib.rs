@@ -4,8 +4,8 @@
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
 //! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`].
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
-//! that took in [`counters`]. Artifacts attached to images are stored
-//! and found by [`referrers`].
+//! that took in [`counters`]. [`profile`] records what a start reads and says what the next one should fetch;
+//! it travels as an artifact attached to the image, which [`referrers`] stores and finds.
 
 #![deny(missing_docs)]
 
@@ -20,6 +20,7 @@ pub mod image;
 pub mod layout;
 pub mod plain_layer;
 pub mod platform;
+pub mod profile;
 pub mod referrers;
 pub mod registry;
 pub mod repository;
@@ -37,6 +38,7 @@ pub use image::{LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_resol
 pub use layout::Layout;
 pub use plain_layer::PlainLayer;
 pub use platform::Platform;
+pub use profile::{ProfileStore, Recorder};
 pub use referrers::Referrer;
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
