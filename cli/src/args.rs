@@ -1,5 +1,7 @@
 //! Command-line arguments.
 
+pub(crate) mod profile;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -37,6 +39,8 @@ pub(crate) enum Command {
     Mount(MountArgs),
     /// Unmount an image that `sluice mount` serves.
     Umount(UmountArgs),
+    /// Show and exchange what starts of an image read, so that the next one has it in time.
+    Profile(profile::ProfileArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,

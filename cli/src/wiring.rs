@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
-use sluice_storage::{ImageName, Layout, LazyImage, ManifestName, Platform, Repository, load_lazy_image};
+use sluice_storage::{
+    ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository, load_lazy_image,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -115,20 +117,29 @@ pub(crate) async fn load_image(
     platform: &Platform,
     registries: &Arc<RegistryClient>,
 ) -> anyhow::Result<LazyImage> {
-    let (repository, manifest): (Arc<dyn Repository>, ManifestName) = match name {
-        ImageName::Registry(reference) => (registries.repository(reference)?, reference.manifest_name()),
+    let (repository, manifest) = repository(name, registries)?;
+    let repository: Arc<dyn Repository> = repository;
+    Ok(load_lazy_image(&repository, &manifest, platform, &Limits::default()).await?)
+}
+
+/// Where an image is, and its name there.
+pub(crate) fn repository(
+    name: &ImageName,
+    registries: &Arc<RegistryClient>,
+) -> anyhow::Result<(Arc<dyn WritableRepository>, ManifestName)> {
+    match name {
+        ImageName::Registry(reference) => Ok((registries.repository(reference)?, reference.manifest_name())),
         ImageName::Layout { path, name } => {
             let layout = Layout::open(path)?;
             let manifest = layout.manifest_name(name.as_ref())?;
-            (Arc::new(layout), manifest)
+            Ok((Arc::new(layout), manifest))
         }
         ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {
             bail!(
                 "{name} cannot be mounted: an archive is not read by ranges; convert it to docker:// or oci: first"
             )
         }
-    };
-    Ok(load_lazy_image(&repository, &manifest, platform, &Limits::default()).await?)
+    }
 }
 
 /// Where run-time state lies unless the user says otherwise.

@@ -15,7 +15,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_format::artifact::{self, INDEX_ANNOTATION};
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
 use sluice_format::merge::merge;
-use sluice_format::{ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree};
+use sluice_format::{
+    BlobDigest, ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree,
+};
 
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
 use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
@@ -83,18 +85,75 @@ pub async fn load_lazy_image(
     platform: &Platform,
     limits: &Limits,
 ) -> Result<LazyImage, Error> {
-    let manifest = fetch_platform_manifest(repository.as_ref(), name, platform, limits).await?;
+    let resolved = resolve_image(repository.as_ref(), name, platform, limits).await?;
+    load_resolved_image(repository.as_ref(), &resolved, limits).await
+}
+
+/// An image of which no more than the manifest is known: enough to ask for what is attached to it while the rest loads.
+#[derive(Clone, Debug)]
+pub struct ResolvedImage {
+    /// The manifest of the chosen platform.
+    pub manifest: Manifest,
+    document: ImageManifest,
+    /// For messages.
+    shown: String,
+}
+
+impl ResolvedImage {
+    /// Digest of the config; conversion keeps it.
+    pub fn image_id(&self) -> Digest {
+        self.document.config.digest.0
+    }
+
+    /// What an artifact that is attached to the manifest names as its subject.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.manifest.media_type.clone(),
+            digest: BlobDigest(self.manifest.digest),
+            size: self.manifest.bytes.len() as u64,
+            annotations: Default::default(),
+        }
+    }
+}
+
+/// The first step of [`load_lazy_image`]: `name` to the manifest for `platform`.
+///
+/// # Errors
+/// As [`fetch_platform_manifest`]; [`ErrorKind::Corrupt`] for a manifest that is not valid.
+pub async fn resolve_image(
+    repository: &dyn Repository,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+) -> Result<ResolvedImage, Error> {
+    let manifest = fetch_platform_manifest(repository, name, platform, limits).await?;
     let document = ImageManifest::parse(&manifest.bytes, limits)?;
-    let image = format!("{} ({name})", repository.location());
+    Ok(ResolvedImage {
+        manifest,
+        document,
+        shown: format!("{} ({name})", repository.location()),
+    })
+}
+
+/// The second step of [`load_lazy_image`]: the config and the index of every layer.
+///
+/// # Errors
+/// As [`load_lazy_image`].
+pub async fn load_resolved_image(
+    repository: &dyn Repository,
+    resolved: &ResolvedImage,
+    limits: &Limits,
+) -> Result<LazyImage, Error> {
+    let (document, image) = (&resolved.document, &resolved.shown);
     let config = repository.fetch_blob(&document.config, limits.manifest_len);
-    let indexes = load_indexes(repository.as_ref(), &document.layers, &image, limits);
+    let indexes = load_indexes(repository, &document.layers, image, limits);
     let (config, loaded) = futures_util::future::try_join(config, indexes).await?;
 
     let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
-    check_diff_ids(&image, &diff_ids, &loaded)?;
+    check_diff_ids(image, &diff_ids, &loaded)?;
     let index_bytes = loaded.iter().map(|(_, stored_len)| stored_len).sum();
     Ok(LazyImage {
-        manifest_digest: manifest.digest,
+        manifest_digest: resolved.manifest.digest,
         image_id: document.config.digest.0,
         config,
         layers: loaded.into_iter().map(|(layer, _)| layer).collect(),

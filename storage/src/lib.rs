@@ -4,7 +4,8 @@
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
 //! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`].
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
-//! that took in [`counters`] and, for one start, in a [`timeline`].
+//! that took in [`counters`] and, for one start, in a [`timeline`]. [`profile`] records what a start reads and says what the next one should fetch;
+//! it travels as an artifact attached to the image, which [`referrers`] stores and finds.
 
 #![deny(missing_docs)]
 
@@ -19,7 +20,9 @@ pub mod image;
 pub mod layout;
 pub mod plain_layer;
 pub mod platform;
+pub mod profile;
 pub mod read_policy;
+pub mod referrers;
 pub mod registry;
 pub mod repository;
 mod sync;
@@ -33,11 +36,13 @@ pub use cache::{Cache, CachedLayer};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::{Fetcher, Lane};
-pub use image::{LazyImage, LazyLayer, load_lazy_image};
+pub use image::{LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_resolved_image, resolve_image};
 pub use layout::Layout;
 pub use plain_layer::{PlainLayer, PlainLayerOptions, ReadObserver};
 pub use platform::Platform;
+pub use profile::{ProfileStore, Recorder};
 pub use read_policy::{OnFailure, ReadPolicy};
+pub use referrers::Referrer;
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
 pub use timeline::Timeline;

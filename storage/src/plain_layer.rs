@@ -30,6 +30,11 @@ pub trait ReadObserver: std::fmt::Debug + Send + Sync {
     /// on the way of every read, so it must be quick.
     fn touched(&self, layer: usize, chunk: usize);
 
+    /// A reader begins to wait for chunks that it touched. It waits until the value is dropped.
+    fn waiting(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
+        None
+    }
+
     /// A reader waited for some of these chunks, which it touched before.
     fn waited(&self, _layer: usize, _chunks: Range<usize>, _wait: Duration) {}
 }
@@ -43,6 +48,8 @@ pub struct PlainLayerOptions {
     pub position: usize,
     /// Told what readers do.
     pub observers: Vec<Arc<dyn ReadObserver>>,
+    /// A profile tells what a start will read, so that programs need not be looked into.
+    pub has_profile: bool,
 }
 
 /// The plain bytes of one layer, wherever they are.
@@ -158,12 +165,18 @@ impl PlainLayer {
         chunks.into_iter().for_each(|chunk| self.foresight.expect(chunk));
     }
 
-    /// Has chunks fetched that nobody waits for, in this order, unless this host has them.
-    pub fn prefetch(&self, chunks: impl IntoIterator<Item = usize>, lane: Lane) {
-        let count = self.source.index.chunks.chunks().len();
-        let wanted = chunks.into_iter().filter(|chunk| *chunk < count);
-        let wanted: Vec<_> = wanted.map(|chunk| (chunk, lane)).collect();
-        self.want_ahead(wanted);
+    /// Has chunks of several layers fetched that nobody waits for, in this order, unless this host has them. Each is a position in `layers` and
+    /// one in the chunk table of that layer; those that do not exist are skipped.
+    pub fn prefetch(layers: &[Arc<Self>], chunks: impl IntoIterator<Item = (usize, usize)>, lane: Lane) {
+        for (layer, chunk) in chunks {
+            let Some(Self { source, .. }) = layers.get(layer).map(Arc::as_ref) else {
+                continue;
+            };
+            if chunk < source.index.chunks.chunks().len() {
+                source.upstream.queue(source, chunk, lane);
+            }
+        }
+        layers.iter().for_each(|layer| layer.source.upstream.start());
     }
 
     fn want_ahead(&self, ahead: Vec<(usize, Lane)>) {
@@ -203,7 +216,7 @@ impl PlainLayer {
 
     /// When a reader has just read the head of a program, has fetched what a loader reads of it next.
     fn foresee_program(&self, plain_off: u64, head: &[u8]) {
-        if self.is_complete() {
+        if self.options.has_profile || self.is_complete() {
             return;
         }
         if let Some(program) = self.programs.meet(plain_off, head) {
@@ -232,6 +245,8 @@ impl PlainLayer {
         let counters = self.source.fetcher.counters();
         counters.add_hits(wanted.len() - missing);
         counters.add_misses(missing);
+        let observers = self.options.observers.iter().filter(|_| missing > 0);
+        let _waiting: Vec<_> = observers.map(|observer| observer.clone().waiting()).collect();
         for _ in 0..ROUNDS {
             let at: Vec<usize> = (0..kept.len()).filter(|at| kept[*at].is_none()).collect();
             let chunks: Vec<usize> = at.iter().map(|at| wanted.start + at).collect();

@@ -7,6 +7,7 @@ mod inspect;
 mod ls;
 mod mount;
 mod pack;
+mod profile;
 mod umount;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Cat(args) => cat::run(&args),
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
+        Command::Profile(args) => profile::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {

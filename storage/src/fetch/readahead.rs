@@ -97,8 +97,8 @@ impl Foresight {
         let mut ahead = Vec::new();
         for chunk in touched.clone() {
             if state.touched.set(chunk) {
-                news = true;
                 if !state.expected.get(chunk) {
+                    news = true;
                     state.guess_around(&self.index, chunk, &mut ahead);
                 }
             }

@@ -118,6 +118,16 @@ impl Upstream {
         self.start_transfers(&mut state);
     }
 
+    /// Queues a chunk where nobody has it yet, without starting anything: more may follow that travels with it.
+    pub(crate) fn queue(&self, source: &Arc<Source>, chunk: usize, lane: Lane) {
+        lock(&self.state).want(source, &[(chunk, lane)]);
+    }
+
+    /// Starts what is queued.
+    pub(crate) fn start(self: &Arc<Self>) {
+        self.start_transfers(&mut lock(&self.state));
+    }
+
     /// Forgets what waits for a layer in the lanes from `first` on.
     pub(crate) fn forget(&self, layer: u64, first: Lane) {
         lock(&self.state).board.forget(layer, first);
