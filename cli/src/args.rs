@@ -227,6 +227,9 @@ pub(crate) struct MountArgs {
     /// Seconds that a read tries before it fails.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) read_deadline: u64,
+    /// Neither fetch what earlier starts of the image demanded nor record this one.
+    #[arg(long)]
+    pub(crate) no_profile: bool,
     /// File that gets a JSON timeline of the mount when it ends: phases, first touches, waits, and bytes by reason.
     #[arg(long, value_name = "FILE")]
     pub(crate) stats: Option<PathBuf>,

@@ -31,7 +31,7 @@ pub trait ReadObserver: std::fmt::Debug + Send + Sync {
     fn touched(&self, layer: usize, chunk: usize);
 
     /// A reader begins to wait for chunks that it touched. It waits until the value is dropped.
-    fn waiting(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
+    fn begin_wait(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
         None
     }
 
@@ -246,7 +246,7 @@ impl PlainLayer {
         counters.add_hits(wanted.len() - missing);
         counters.add_misses(missing);
         let observers = self.options.observers.iter().filter(|_| missing > 0);
-        let _waiting: Vec<_> = observers.map(|observer| observer.clone().waiting()).collect();
+        let _waiting: Vec<_> = observers.map(|observer| observer.clone().begin_wait()).collect();
         for _ in 0..ROUNDS {
             let at: Vec<usize> = (0..kept.len()).filter(|at| kept[*at].is_none()).collect();
             let chunks: Vec<usize> = at.iter().map(|at| wanted.start + at).collect();

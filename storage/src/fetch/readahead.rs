@@ -7,8 +7,8 @@
 //!
 //! Other touches come in clusters: modules of one package, functions of one library. So chunks around a touch are fetched too, the more of
 //! them the more chunks nearby were touched already. These are guesses, and they are bounded by how many turn out right: what was fetched
-//! in vain never exceeds half of what was touched, and a little to begin with. On the start of a PyTorch program this leaves one wait in five
-//! at 1.4 times the bytes (chunks of 256 KiB); reach and weight are where that curve bends.
+//! in vain never exceeds a share of what was touched, and a little to begin with. The numbers come from replaying recorded starts of a PyTorch
+//! program, a web server and a small function against many of them: these leave one wait in five or six at 1.5 times the bytes.
 //!
 //! Only the first touch of a chunk counts, whether it was here already or not.
 
@@ -28,11 +28,13 @@ const LEAP: usize = 1;
 /// Window of a sequential reader at its longest, in plain bytes.
 const LONGEST_WINDOW: u64 = 16 << 20;
 /// How far on either side of a touch earlier touches count as near.
-const REACH: usize = 16;
+const REACH: usize = 32;
 /// Most chunks that are guessed on either side of a touch.
-const MOST_GUESSES: usize = 12;
+const MOST_GUESSES: usize = 8;
 /// Stored bytes of guesses that may be wrong before any was right.
 const WRONG_BYTES: u64 = 512 << 10;
+/// Wrong guesses beyond that, in percent of what was touched.
+const WRONG_PERCENT: u64 = 70;
 
 /// What was touched of one layer, and what follows from it.
 #[derive(Debug)]
@@ -96,11 +98,9 @@ impl Foresight {
         let mut news = false;
         let mut ahead = Vec::new();
         for chunk in touched.clone() {
-            if state.touched.set(chunk) {
-                if !state.expected.get(chunk) {
-                    news = true;
-                    state.guess_around(&self.index, chunk, &mut ahead);
-                }
+            if state.touched.set(chunk) && !state.expected.get(chunk) {
+                news = true;
+                state.guess_around(&self.index, chunk, &mut ahead);
             }
         }
         if news {
@@ -129,11 +129,11 @@ impl State {
         let near = chunk.saturating_sub(REACH)..(chunk + REACH + 1).min(end);
         let density = near.filter(|near| self.touched.get(*near)).count() - 1;
         let forward = (1 + density / 2).min(MOST_GUESSES);
-        let backward = (density / 2).min(MOST_GUESSES);
+        let backward = forward;
         let around =
             (chunk + 1..(chunk + 1 + forward).min(end)).chain((chunk.saturating_sub(backward)..chunk).rev());
         for guess in around {
-            if self.wrong_bytes >= WRONG_BYTES + self.touched_bytes / 2 {
+            if self.wrong_bytes >= WRONG_BYTES + self.touched_bytes / 100 * WRONG_PERCENT {
                 return;
             }
             if !self.touched.get(guess) && !self.expected.get(guess) && self.guessed.set(guess) {
@@ -252,7 +252,7 @@ mod tests {
         }
         assert_eq!(asked, (2..2 + asked.len()).collect::<Vec<_>>());
         assert!(
-            asked.len() > 225 && steps < 20,
+            asked.len() > 225 && steps < 40,
             "{} in {steps} steps",
             asked.len()
         );
@@ -264,12 +264,11 @@ mod tests {
         for step in 0..20 {
             for reader in 0..8 {
                 let ahead = touch(&foresight, reader * 100 + step, Lane::Readahead);
-                assert_eq!(
-                    ahead.is_empty(),
-                    step == 0 || !ahead.iter().all(|a| a / 100 == reader)
-                );
-                if step == 1 {
-                    assert_eq!(ahead, [reader * 100 + 2]);
+                assert!(ahead.iter().all(|ahead| ahead / 100 == reader));
+                match step {
+                    0 => assert!(ahead.is_empty()),
+                    1 => assert_eq!(ahead, [reader * 100 + 2]),
+                    _ => {}
                 }
             }
         }
@@ -278,11 +277,11 @@ mod tests {
     #[test]
     fn guesses_grow_with_what_was_touched_nearby() {
         let foresight = foresight();
-        assert_eq!(touch(&foresight, 500, Lane::Neighbour), [501]);
-        touch(&foresight, 510, Lane::Neighbour);
-        touch(&foresight, 490, Lane::Neighbour);
+        assert_eq!(touch(&foresight, 500, Lane::Neighbour), [501, 499]);
+        touch(&foresight, 520, Lane::Neighbour);
+        touch(&foresight, 480, Lane::Neighbour);
         let dense = touch(&foresight, 505, Lane::Neighbour);
-        assert_eq!(dense, [506, 507, 504]);
+        assert_eq!(dense, [506, 507, 504, 503]);
     }
 
     #[test]
@@ -292,7 +291,7 @@ mod tests {
         for at in 0..40 {
             wrong += touch(&scattered, (at * 397) % CHUNKS, Lane::Neighbour).len();
         }
-        assert!(wrong <= WRONG_BYTES as usize / CHUNK_LEN + 21, "{wrong}");
+        assert!(wrong <= WRONG_BYTES as usize / CHUNK_LEN + 30, "{wrong}");
         let dense = foresight();
         let mut waits = 0;
         let mut here = Bits::new(CHUNKS);
@@ -315,8 +314,8 @@ mod tests {
             foresight.expect(chunk);
         }
         assert!(touch(&foresight, 40, Lane::Neighbour).is_empty());
-        assert_eq!(touch(&foresight, 6, Lane::Neighbour), [] as [usize; 0]);
+        assert_eq!(touch(&foresight, 6, Lane::Neighbour), [5]);
         assert!(foresight.touch(6..7).is_empty() && foresight.touch(40..41).is_empty());
-        assert_eq!(touch(&foresight, CHUNKS - 1, Lane::Neighbour), [] as [usize; 0]);
+        assert_eq!(touch(&foresight, CHUNKS - 1, Lane::Neighbour), [CHUNKS - 2]);
     }
 }

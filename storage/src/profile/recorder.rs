@@ -281,8 +281,8 @@ impl ReadObserver for Recorder {
         self.record(layer, chunk);
     }
 
-    fn waiting(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
-        (!self.is_ended()).then(|| Box::new(Self::waiting(&self)) as _)
+    fn begin_wait(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
+        (!self.is_ended()).then(|| Box::new(self.waiting()) as _)
     }
 }
 
