@@ -2,7 +2,8 @@
 //!
 //! [`repository`] and [`blob`] are the contracts: a repository names manifests and blobs, a blob is read by ranges.
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
-//! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`].
+//! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`]
+//! and remembering them in the cache.
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
 //! that took in [`counters`].
 
@@ -17,6 +18,7 @@ pub mod error;
 pub mod fetch;
 pub mod image;
 pub mod layout;
+mod offline;
 pub mod plain_layer;
 pub mod platform;
 pub mod registry;
@@ -27,11 +29,11 @@ pub mod testing;
 pub mod transport;
 
 pub use blob::{Blob, ByteStream, stream_whole};
-pub use cache::{Cache, CachedLayer};
+pub use cache::{Cache, CacheOptions, CachedLayer, CompleteFile};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::Fetcher;
-pub use image::{LazyImage, LazyLayer, load_lazy_image};
+pub use image::{LazyImage, LazyLayer, load_lazy_image, load_lazy_image_cached};
 pub use layout::Layout;
 pub use plain_layer::PlainLayer;
 pub use platform::Platform;

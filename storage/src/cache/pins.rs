@@ -1,0 +1,105 @@
+//! What is never evicted.
+//!
+//! `pins/<digest of the text>` holds a line of text each: `layer sha256:…` or `image NAME`. An image stands for what its name meant
+//! when it was loaded last, so a pinned tag that moves takes its pin along. Whoever evicts reads the pins first.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use sluice_format::{DiffId, Digest};
+
+use super::documents::{Documents, write};
+use super::files::remove_if_there;
+use crate::Error;
+
+/// Something that is not evicted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Pin {
+    /// A layer.
+    Layer(DiffId),
+    /// All layers and documents of an image, by the name under which it was loaded.
+    Image(String),
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Layer(diff_id) => write!(f, "layer {diff_id}"),
+            Self::Image(name) => write!(f, "image {name}"),
+        }
+    }
+}
+
+impl Pin {
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once(' ')? {
+            ("layer", diff_id) => Some(Self::Layer(diff_id.parse().ok()?)),
+            ("image", name) => Some(Self::Image(name.to_owned())),
+            _ => None,
+        }
+    }
+
+    fn path(&self, dir: &Path) -> PathBuf {
+        let name = Digest::of(self.to_string().as_bytes()).to_hex();
+        dir.join("pins").join(name)
+    }
+
+    pub(super) fn put(&self, dir: &Path) -> Result<(), Error> {
+        let path = self.path(dir);
+        write(&path, self.to_string().as_bytes())
+            .map_err(|error| Error::io(format!("write pin {}", path.display()), error))
+    }
+
+    pub(super) fn exists(&self, dir: &Path) -> bool {
+        self.path(dir).exists()
+    }
+
+    pub(super) fn remove(&self, dir: &Path) -> Result<(), Error> {
+        let path = self.path(dir);
+        remove_if_there(&path).map_err(|error| Error::io(format!("remove pin {}", path.display()), error))
+    }
+}
+
+/// All pins, with what they stand for.
+#[derive(Debug, Default)]
+pub(super) struct Pinned {
+    pub(super) images: HashSet<String>,
+    pub(super) layers: HashSet<DiffId>,
+    /// Documents and records of pinned images.
+    files: HashSet<PathBuf>,
+}
+
+impl Pinned {
+    pub(super) fn load(dir: &Path, documents: &Documents) -> Self {
+        let mut pinned = Self::default();
+        let entries = std::fs::read_dir(dir.join("pins"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for text in entries.filter_map(|entry| std::fs::read_to_string(entry.path()).ok()) {
+            match Pin::parse(&text) {
+                Some(Pin::Layer(diff_id)) => drop(pinned.layers.insert(diff_id)),
+                Some(Pin::Image(name)) => drop(pinned.images.insert(name)),
+                None => {}
+            }
+        }
+        for (path, image) in documents.images() {
+            if pinned.images.contains(&image.name) {
+                pinned.layers.extend(image.diff_ids());
+                let digests = image.documents().filter_map(|text| text.parse::<Digest>().ok());
+                pinned
+                    .files
+                    .extend(digests.map(|digest| dir.join("documents/sha256").join(digest.to_hex())));
+                let tag = Digest::of(image.name.as_bytes()).to_hex();
+                pinned.files.extend([path, dir.join("tags").join(tag)]);
+            }
+        }
+        pinned
+    }
+
+    /// Whether a document or record belongs to a pinned image.
+    pub(super) fn has_file(&self, path: &Path) -> bool {
+        self.files.contains(path)
+    }
+}
