@@ -204,7 +204,9 @@ async fn load_layer(
         let message = format!("the {what} lies outside its blob");
         return Err(Error::new(ErrorKind::Corrupt, message));
     };
-    let bytes = match offline::load(cache, location.digest, limits.index_stored_len).await {
+    let kept = offline::load(cache, location.digest, limits.index_stored_len).await;
+    let is_kept = kept.is_some();
+    let bytes = match kept {
         Some(bytes) => bytes,
         None => blob.read_range(location.stored_off..end).await?,
     };
@@ -212,7 +214,7 @@ async fn load_layer(
     let (parse_limits, keep, blob_digest) = (limits.clone(), cache.cloned(), descriptor.digest);
     let parsed = blocking::run("parse a layer index", move || {
         let index = parse_index(&what, &bytes, &location, stored_len, &parse_limits)?;
-        if let Some(cache) = keep {
+        if let Some(cache) = keep.filter(|_| !is_kept) {
             cache.documents().put(&location.digest, &bytes);
             cache.documents().put_location(&blob_digest, &location);
         }

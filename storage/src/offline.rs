@@ -158,6 +158,7 @@ async fn keep(cache: &Arc<Cache>, digest: Digest, bytes: Bytes, tag: Option<Stri
 pub(crate) async fn remember_image(cache: &Arc<Cache>, name: &str, platform: &Platform, image: &LazyImage) {
     let layer = |layer: &crate::LazyLayer| LayerRecord {
         diff_id: layer.diff_id.to_string(),
+        blob: layer.descriptor.digest.to_string(),
         index: layer.index_digest.to_string(),
         plain_len: layer.plain_len,
     };

@@ -64,6 +64,8 @@ pub struct ImageRecord {
 pub struct LayerRecord {
     /// The plain layer.
     pub diff_id: String,
+    /// The blob that it is stored in.
+    pub blob: String,
     /// Digest of its layer index.
     pub index: String,
     /// Its length in bytes.
@@ -79,12 +81,21 @@ impl ImageRecord {
             .collect()
     }
 
-    /// The documents that the image needs.
-    pub(super) fn documents(&self) -> impl Iterator<Item = &str> {
-        let of_layers = self.layers.iter().map(|layer| layer.index.as_str());
-        [self.manifest.as_str(), self.image_id.as_str()]
+    /// The files below the cache directory that say what the image is, but for the record itself.
+    pub(super) fn files(&self, tag: Option<&TagRecord>) -> Vec<PathBuf> {
+        let hex = |text: &str| text.parse().ok().map(|digest: Digest| digest.to_hex());
+        let of_layers = self.layers.iter().map(|layer| &layer.index);
+        let documents = [&self.manifest, &self.image_id]
             .into_iter()
             .chain(of_layers)
+            .chain(tag.map(|tag| &tag.digest));
+        let documents = documents
+            .filter_map(|text| hex(text))
+            .map(|hex| Path::new("documents/sha256").join(hex));
+        let locations = self.layers.iter().filter_map(|layer| hex(&layer.blob));
+        let locations = locations.map(|hex| Path::new("locations").join(hex));
+        let tag = tag.map(|tag| Path::new("tags").join(Digest::of(tag.name.as_bytes()).to_hex()));
+        documents.chain(locations).chain(tag).collect()
     }
 
     fn key(&self) -> String {
@@ -122,9 +133,8 @@ impl Documents {
 
     /// Keeps bytes under their digest.
     pub(crate) fn put(&self, digest: &Digest, bytes: &[u8]) {
-        let path = self.document_path(digest);
-        if !path.exists() {
-            self.keep(&path, bytes);
+        if self.load(digest, bytes.len() as u64).is_none() {
+            self.keep(&self.document_path(digest), bytes);
         }
     }
 

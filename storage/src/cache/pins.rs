@@ -87,12 +87,9 @@ impl Pinned {
         for (path, image) in documents.images() {
             if pinned.images.contains(&image.name) {
                 pinned.layers.extend(image.diff_ids());
-                let digests = image.documents().filter_map(|text| text.parse::<Digest>().ok());
-                pinned
-                    .files
-                    .extend(digests.map(|digest| dir.join("documents/sha256").join(digest.to_hex())));
-                let tag = Digest::of(image.name.as_bytes()).to_hex();
-                pinned.files.extend([path, dir.join("tags").join(tag)]);
+                let files = image.files(documents.tag(&image.name).as_ref());
+                pinned.files.extend(files.into_iter().map(|file| dir.join(file)));
+                pinned.files.insert(path);
             }
         }
         pinned
