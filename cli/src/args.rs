@@ -1,11 +1,15 @@
 //! Command-line arguments.
 
+mod cache;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sluice_converter::PackFormat;
 use sluice_storage::transport::ImageName;
+
+pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
 
 /// Starts gigabyte-sized container images in seconds: convert an image once, then mount it and fetch only what is read.
 #[derive(Debug, Parser)]
@@ -36,6 +40,8 @@ pub(crate) enum Command {
     Mount(MountArgs),
     /// Unmount an image that `sluice mount` serves.
     Umount(UmountArgs),
+    /// Look into the cache of fetched bytes, make room in it, and check it. Mounts may run meanwhile.
+    Cache(CacheArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,

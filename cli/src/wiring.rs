@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
-use sluice_storage::{ImageName, Layout, LazyImage, ManifestName, Platform, Repository, load_lazy_image};
+use sluice_storage::{
+    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, Repository, load_lazy_image_cached,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -109,11 +111,12 @@ pub(crate) fn platforms(text: &str) -> anyhow::Result<Option<Platform>> {
     }
 }
 
-/// A converted image whose bytes can be read by ranges.
+/// A converted image whose bytes can be read by ranges. What `cache` has of its documents is not asked for again.
 pub(crate) async fn load_image(
     name: &ImageName,
     platform: &Platform,
     registries: &Arc<RegistryClient>,
+    cache: &Arc<Cache>,
 ) -> anyhow::Result<LazyImage> {
     let (repository, manifest): (Arc<dyn Repository>, ManifestName) = match name {
         ImageName::Registry(reference) => (registries.repository(reference)?, reference.manifest_name()),
@@ -128,7 +131,7 @@ pub(crate) async fn load_image(
             )
         }
     };
-    Ok(load_lazy_image(&repository, &manifest, platform, &Limits::default()).await?)
+    Ok(load_lazy_image_cached(&repository, &manifest, platform, &Limits::default(), cache).await?)
 }
 
 /// Where run-time state lies unless the user says otherwise.

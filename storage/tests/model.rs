@@ -43,7 +43,7 @@ impl Disk {
     }
 
     fn write(&self, chunk: usize) {
-        *self.blocks[chunk].lock().unwrap() = Block {
+        *self.blocks[chunk].lock().expect("not poisoned") = Block {
             right: true,
             synced: false,
         };
@@ -51,7 +51,7 @@ impl Disk {
 
     fn sync(&self) {
         for block in &self.blocks {
-            let mut block = block.lock().unwrap();
+            let mut block = block.lock().expect("not poisoned");
             block.synced = block.right;
         }
     }
@@ -59,16 +59,19 @@ impl Disk {
     fn set_bits(&self, chunks: &[usize], value: bool) {
         for chunk in chunks {
             if value {
-                let block = *self.blocks[*chunk].lock().unwrap();
+                let block = *self.blocks[*chunk].lock().expect("not poisoned");
                 assert!(block.synced, "a bit without its bytes on the disk");
             }
-            self.bits.lock().unwrap()[*chunk] = value;
+            self.bits.lock().expect("not poisoned")[*chunk] = value;
         }
     }
 
     fn punch(&self, chunk: usize) {
-        assert!(!self.bits.lock().unwrap()[chunk], "a hole with a bit");
-        *self.blocks[chunk].lock().unwrap() = Block::default();
+        assert!(
+            !self.bits.lock().expect("not poisoned")[chunk],
+            "a hole with a bit"
+        );
+        *self.blocks[chunk].lock().expect("not poisoned") = Block::default();
     }
 }
 
@@ -78,13 +81,13 @@ fn store(states: &ChunkStates, disk: &Disk, chunk: usize) {
             disk.write(chunk);
             Ok::<(), ()>(())
         });
-        written.unwrap();
+        written.expect("nothing fails");
     }
 }
 
 fn read(states: &ChunkStates, disk: &Disk, chunk: usize) {
     let shown = states.read(chunk..chunk + 1, || {
-        Some(disk.blocks[chunk].lock().unwrap().right)
+        Some(disk.blocks[chunk].lock().expect("not poisoned").right)
     });
     assert_ne!(shown, Some(false), "a hole was shown");
 }
@@ -97,7 +100,7 @@ fn flush(states: &ChunkStates, disk: &Disk) {
             disk.set_bits(chunks, true);
             Ok::<(), ()>(())
         });
-        if noted.unwrap() {
+        if noted.expect("nothing fails") {
             return;
         }
     }
@@ -113,7 +116,7 @@ fn evict(states: &ChunkStates, disk: &Disk, chunk: usize) {
             disk.punch(chunk);
         }
     });
-    removed.unwrap();
+    removed.expect("nothing fails");
 }
 
 #[test]
@@ -141,7 +144,7 @@ fn no_order_of_steps_shows_a_hole_or_notes_what_is_not_synced() {
                 run(flush),
             ];
             for thread in threads {
-                thread.join().unwrap();
+                thread.join().expect("no panic");
             }
         },
         ORDERS,
@@ -160,10 +163,10 @@ fn a_chunk_is_not_trusted_when_it_goes_while_it_is_verified() {
             states.found(0);
             let (of_evictor, its_disk) = (states.clone(), disk.clone());
             let evictor = thread::spawn(move || evict(&of_evictor, &its_disk, 0));
-            let trust = states.trust(0, || disk.blocks[0].lock().unwrap().right);
+            let trust = states.trust(0, || disk.blocks[0].lock().expect("not poisoned").right);
             assert_ne!(trust, Trust::Bad, "a chunk that is present is whole");
             read(&states, &disk, 0);
-            evictor.join().unwrap();
+            evictor.join().expect("no panic");
             assert!(!states.is_trusted(0) && !states.is_present(0));
         },
         ORDERS,

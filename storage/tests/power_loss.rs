@@ -32,7 +32,10 @@ struct Log(Mutex<Vec<(PathBuf, Change)>>);
 
 impl Log {
     fn add(&self, path: &Path, change: Change) {
-        self.0.lock().unwrap().push((path.to_owned(), change));
+        self.0
+            .lock()
+            .expect("not poisoned")
+            .push((path.to_owned(), change));
     }
 }
 
@@ -119,7 +122,7 @@ fn open(dir: &Path, observer: Option<Arc<dyn DiskObserver>>) -> Arc<Cache> {
         upkeep: false,
         observer,
     };
-    Cache::open_with(dir, options).unwrap()
+    Cache::open_with(dir, options).expect("the disk works")
 }
 
 fn piece(sample: &SampleLayer, chunk: usize) -> &[u8] {
@@ -155,7 +158,7 @@ fn run(steps: &[Step], sample: &SampleLayer, dir: &Path, log: &Arc<Log>) -> Resu
                     keep: cache.used_bytes().saturating_sub((chunks * CHUNK_LEN) as u64),
                     used_before: None,
                 };
-                cache.evict(goal).unwrap();
+                cache.evict(goal).expect("the disk works");
             }
             Step::Reopen => {
                 drop(layer);
@@ -170,18 +173,19 @@ fn run(steps: &[Step], sample: &SampleLayer, dir: &Path, log: &Arc<Log>) -> Resu
 /// Puts the files that a power cut leaves where another process finds them.
 fn restore(from: &Path, to: &Path, sample: &SampleLayer, files: &HashMap<PathBuf, Vec<u8>>) {
     let layer = Path::new("layers/sha256").join(sample.layer.diff_id.0.to_hex());
-    std::fs::create_dir_all(to.join(&layer)).unwrap();
+    std::fs::create_dir_all(to.join(&layer)).expect("the disk works");
     let cuts = layer.join("cuts");
     if from.join(&cuts).exists() {
-        std::fs::copy(from.join(&cuts), to.join(&cuts)).unwrap();
+        std::fs::copy(from.join(&cuts), to.join(&cuts)).expect("the disk works");
     }
     for (path, bytes) in files {
-        let file = std::fs::File::create(to.join(path.strip_prefix(from).unwrap())).unwrap();
+        let file = std::fs::File::create(to.join(path.strip_prefix(from).expect("the disk works")))
+            .expect("the disk works");
         // Zeros are holes, as they would be.
-        file.set_len(bytes.len() as u64).unwrap();
+        file.set_len(bytes.len() as u64).expect("the disk works");
         for (at, page) in bytes.chunks(PAGE as usize).enumerate() {
             if page.iter().any(|byte| *byte != 0) {
-                file.write_all_at(page, at as u64 * PAGE).unwrap();
+                file.write_all_at(page, at as u64 * PAGE).expect("the disk works");
             }
         }
     }
@@ -203,10 +207,10 @@ proptest! {
         lost in prop::collection::vec(any::<bool>(), 1..40),
     ) {
         let sample = SampleLayer::new(CHUNKS, CHUNK_LEN, 0);
-        let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (dir, other) = (tempfile::tempdir().expect("the disk works"), tempfile::tempdir().expect("the disk works"));
         let log = Arc::new(Log::default());
         run(&steps, &sample, dir.path(), &log)?;
-        let log = log.0.lock().unwrap();
+        let log = log.0.lock().expect("not poisoned");
         let until = cut.index(log.len() + 1);
         let files = files_after(&log[..until], &lost);
         let find = |name: &str| files.iter().find(|(path, _)| path.ends_with(name)).map(|(_, bytes)| bytes);

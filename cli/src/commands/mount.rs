@@ -86,9 +86,9 @@ struct Prepared {
 /// Loads the indexes, merges the trees and writes the image tree: everything before the first mount.
 async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::Result<Prepared> {
     let platform = wiring::platform(args.platform.as_deref())?;
-    let image = wiring::load_image(&args.source, &platform, registries).await?;
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
     let cache = Cache::open(cache_dir)?;
+    let image = wiring::load_image(&args.source, &platform, registries, &cache).await?;
     let tree_file = write_tree(&image, &cache)?;
     let counters = Arc::new(Counters::default());
     let fetcher = Fetcher::new(counters.clone());
