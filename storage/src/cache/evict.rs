@@ -2,7 +2,7 @@
 //!
 //! One process at a time evicts (a lock on the file `evicting`). It lists what there is with the time of its last use: every chunk of
 //! every layer, whole layers that the kernel was given once, documents and records; leaves out what is pinned, leased, or open
-//! in another process; and removes the oldest until the goal is reached. Layers without a chunk lose their directory, and
+//! in another process, and the documents of images whose layers are open; and removes the oldest until the goal is reached. Layers without a chunk lose their directory, and
 //! an image tree goes with the last layer of its image.
 //!
 //! A process opens layers that it does not use for as long as it looks at them. One that another process has open is
@@ -19,6 +19,7 @@ use sluice_format::{ChainId, DiffId, Digest};
 
 use super::disk::allocated;
 use super::documents::DIRECTORIES;
+use super::files::OpenFiles;
 use super::layer::LayerFiles;
 use super::pins::Pinned;
 use super::{Cache, IMAGE_TREES, LAYERS, files};
@@ -113,7 +114,8 @@ impl Cache {
         if too_much == 0 {
             return Vec::new();
         }
-        let pinned = Pinned::load(&self.dir, &self.documents);
+        let mut pinned = Pinned::load(&self.dir, &self.documents);
+        pinned.hold_images(&self.dir, &self.documents, |diff_id| self.is_in_use(diff_id));
         let mut victims = self.documents_that_can_go(&pinned);
         for diff_id in self.stored_layers() {
             if !pinned.layers.contains(&diff_id) {
@@ -131,6 +133,15 @@ impl Cache {
             chosen.push(victim.what);
         }
         chosen
+    }
+
+    /// Whether anybody, here or in another process, has a layer open.
+    fn is_in_use(&self, diff_id: &DiffId) -> bool {
+        self.stored_layer(diff_id).is_some_and(|layer| {
+            let alone = |files: &OpenFiles| files.presence.try_alone().is_ok_and(|alone| alone.is_some());
+            let _leases = crate::sync::lock(layer.leases());
+            Arc::strong_count(&layer) > 1 || !layer.files().is_some_and(alone)
+        })
     }
 
     /// Adds what can go of a layer.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use sluice_format::{DiffId, Digest};
 
-use super::documents::{Documents, write};
+use super::documents::{Documents, ImageRecord, write};
 use super::files::remove_if_there;
 use crate::Error;
 
@@ -66,7 +66,7 @@ impl Pin {
 pub(super) struct Pinned {
     pub(super) images: HashSet<String>,
     pub(super) layers: HashSet<DiffId>,
-    /// Documents and records of pinned images.
+    /// Documents and records that stay.
     files: HashSet<PathBuf>,
 }
 
@@ -87,15 +87,33 @@ impl Pinned {
         for (path, image) in documents.images() {
             if pinned.images.contains(&image.name) {
                 pinned.layers.extend(image.diff_ids());
-                let files = image.files(documents.tag(&image.name).as_ref());
-                pinned.files.extend(files.into_iter().map(|file| dir.join(file)));
-                pinned.files.insert(path);
+                pinned.add_files(dir, documents, &image, path);
             }
         }
         pinned
     }
 
-    /// Whether a document or record belongs to a pinned image.
+    /// Keeps the documents of images with a layer that `in_use` holds for: whoever reads the layer may have to start again.
+    pub(super) fn hold_images(
+        &mut self,
+        dir: &Path,
+        documents: &Documents,
+        in_use: impl Fn(&DiffId) -> bool,
+    ) {
+        for (path, image) in documents.images() {
+            if image.diff_ids().iter().any(&in_use) {
+                self.add_files(dir, documents, &image, path);
+            }
+        }
+    }
+
+    fn add_files(&mut self, dir: &Path, documents: &Documents, image: &ImageRecord, record: PathBuf) {
+        let files = image.files(documents.tag(&image.name).as_ref());
+        self.files.extend(files.into_iter().map(|file| dir.join(file)));
+        self.files.insert(record);
+    }
+
+    /// Whether a document or record stays.
     pub(super) fn has_file(&self, path: &Path) -> bool {
         self.files.contains(path)
     }

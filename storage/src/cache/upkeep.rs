@@ -19,7 +19,7 @@ const FLUSH_TURNS: u32 = 2;
 /// Turns between looks at what the disk really takes, while chunks are stored.
 const MEASURE_TURNS: u32 = 10;
 /// Turns between writing down when chunks were used.
-const STAMP_TURNS: u32 = 60;
+const STAMP_TURNS: u32 = 10;
 
 /// Share of the cache that is given up when the disk is full, at least [`FULL_MIN`].
 const FULL_SHARE: u64 = 16;
