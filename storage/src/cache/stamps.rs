@@ -42,6 +42,7 @@ impl Clock {
     }
 
     /// Moves it ahead of the system's.
+    #[cfg(any(test, feature = "testing"))]
     pub(super) fn advance(&self, seconds: u32) {
         self.seconds.fetch_add(seconds, Ordering::Relaxed);
     }
