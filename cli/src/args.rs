@@ -5,6 +5,7 @@ mod cache;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sluice_converter::PackFormat;
 use sluice_storage::transport::ImageName;
@@ -216,6 +217,9 @@ pub(crate) struct MountArgs {
     /// Directory of fetched bytes. Default: /var/cache/sluice for root, else ~/.cache/sluice.
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Bytes that the cache may take on the disk, such as 20GB. Default: four fifths of what is free plus what it has.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_quota: Option<ByteSize>,
     /// Directory of run-time state. Default: /run/sluice for root, else $XDG_RUNTIME_DIR/sluice.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,

@@ -184,6 +184,29 @@ fn a_layer_that_another_process_has_open_is_left_alone() {
 }
 
 #[test]
+fn a_cache_full_of_what_stays_keeps_to_its_quota() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let sample = sample(CHUNKS);
+    let quota = 10 * CHUNK_LEN as u64;
+    let (cache, other) = (with_quota(dir.path(), Some(quota)), open(dir.path()));
+    let layer = cache.layer(&sample.layer.index);
+    let elsewhere = other.layer(&sample.layer.index);
+    let mut stored = 0;
+    for chunk in 0..CHUNKS {
+        stored += usize::from(layer.store_chunk(chunk, plain(&sample, chunk)));
+        cache.tend();
+    }
+    assert!((7..=10).contains(&stored), "{stored} chunks");
+    assert_eq!(kept(&layer, &sample), (0..stored).collect::<Vec<_>>());
+    // Room is there when the other process is gone.
+    drop(elsewhere);
+    cache.advance_clock(60);
+    assert!(!layer.store_chunk(CHUNKS - 1, plain(&sample, CHUNKS - 1)));
+    cache.tend();
+    assert!(layer.store_chunk(CHUNKS - 1, plain(&sample, CHUNKS - 1)));
+}
+
+#[test]
 fn only_one_process_evicts_at_a_time() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = open(dir.path());

@@ -10,7 +10,7 @@ use sluice_format::Limits;
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{Cache, Counters, Fetcher, LazyImage, PlainLayer};
+use sluice_storage::{Cache, CacheOptions, Counters, Fetcher, LazyImage, PlainLayer};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -87,7 +87,11 @@ struct Prepared {
 async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::Result<Prepared> {
     let platform = wiring::platform(args.platform.as_deref())?;
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
-    let cache = Cache::open(cache_dir)?;
+    let cache_options = CacheOptions {
+        quota: args.cache_quota.map(|quota| quota.as_u64()),
+        ..CacheOptions::default()
+    };
+    let cache = Cache::open_with(cache_dir, cache_options)?;
     let image = wiring::load_image(&args.source, &platform, registries, &cache).await?;
     let tree_file = write_tree(&image, &cache)?;
     let counters = Arc::new(Counters::default());

@@ -124,7 +124,7 @@ impl LayerFiles {
         let now = self.shared.clock.now();
         if self.open.get().is_none() && now >= *not_before {
             let opened = OpenFiles::open(&self.dir, &self.cuts, &self.shared.observer).or_else(|error| {
-                self.shared.outage.begin(&self.shared.dir, now, &error);
+                self.cannot_open(&error, *not_before == 0);
                 OpenFiles::open_read_only(&self.dir, &self.cuts, &self.shared.observer)
             });
             match opened.and_then(|files| self.load(&files).map(|()| files)) {
@@ -133,6 +133,20 @@ impl LayerFiles {
             }
         }
         self.open.get()
+    }
+
+    /// A disk that takes nothing ends storing for a while; what hinders this layer alone is said once.
+    fn cannot_open(&self, error: &io::Error, first: bool) {
+        match error.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::PermissionDenied => self.failed(error),
+            _ if first => {
+                tracing::warn!(layer = %self.diff_id, %error, "the cache cannot keep this layer; reads go on without it");
+            }
+            _ => {}
+        }
     }
 
     /// Takes over what the files say, and what a crash left in them.
@@ -271,7 +285,7 @@ impl LayerFiles {
         let space = &self.shared.space;
         let fits = space.reserve(len);
         if !fits || space.used() > space.high() {
-            self.shared.errands.add(|list| list.evict = true);
+            self.shared.errands.ask_for_room(self.shared.clock.now());
         }
         fits
     }

@@ -45,6 +45,7 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 
 use sluice_format::{ChainId, DiffId, Digest, LayerIndex};
@@ -108,6 +109,7 @@ pub struct Cache {
     open: Mutex<HashMap<(DiffId, Digest), Weak<LayerFiles>>>,
     copies: Copies,
     documents: Documents,
+    said_full: AtomicBool,
 }
 
 impl Cache {
@@ -145,6 +147,7 @@ impl Cache {
             shared,
             open: Mutex::default(),
             copies: Copies::default(),
+            said_full: AtomicBool::new(false),
         });
         if options.upkeep {
             upkeep::start(&cache);

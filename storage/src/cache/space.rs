@@ -167,6 +167,8 @@ impl Outage {
 #[derive(Debug, Default)]
 pub(super) struct Errands {
     unsynced: AtomicU64,
+    /// Second of the clock until which nobody asks for room, since there was nothing to remove.
+    rest_until: AtomicU32,
     list: Mutex<List>,
     changed: Condvar,
 }
@@ -189,6 +191,24 @@ impl Errands {
     pub(super) fn add(&self, change: impl FnOnce(&mut List)) {
         change(&mut lock(&self.list));
         self.changed.notify_one();
+    }
+
+    /// Has chunks evicted, unless that was in vain a moment ago.
+    pub(super) fn ask_for_room(&self, now: u32) {
+        if now >= self.rest_until.load(Ordering::Relaxed) {
+            self.add(|list| list.evict = true);
+        }
+    }
+
+    /// Nothing more can be removed at `now`.
+    pub(super) fn rest(&self, now: u32) {
+        let until = now.saturating_add(OUTAGE_SECONDS);
+        self.rest_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Whether nothing could be removed a moment ago.
+    pub(super) fn rests(&self, now: u32) -> bool {
+        now < self.rest_until.load(Ordering::Relaxed)
     }
 
     /// Counts bytes that were written and not synced.

@@ -3,10 +3,11 @@
 //! Every turn it winds the clock, brings stored chunks to the disk and notes them, takes over what other processes noted
 //! or removed, and evicts when the cache is above its high watermark. It ends with the cache.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use super::evict::Goal;
+use super::evict::{Evicted, Goal};
 use super::space::{List, Shared};
 use super::{Cache, LayerFiles};
 use crate::sync::lock;
@@ -14,12 +15,11 @@ use crate::sync::lock;
 /// Time between turns. What a `kill -9` finds not noted is verified and taken over when the layer is opened again, so
 /// the length only bounds that work; a power cut loses what was stored since.
 const TURN: Duration = Duration::from_secs(1);
-/// Turns between flushes without a reason to hurry.
-const FLUSH_TURNS: u32 = 2;
-/// Turns between looks at what the disk really takes, while chunks are stored.
-const MEASURE_TURNS: u32 = 10;
-/// Turns between writing down when chunks were used.
-const STAMP_TURNS: u32 = 10;
+/// Seconds between flushes without a reason to hurry.
+const FLUSH_SECONDS: u32 = 2;
+/// Seconds between writing down when chunks were used, and between looks at what the disk really takes while chunks are
+/// stored.
+const SLOW_SECONDS: u32 = 10;
 
 /// Share of the cache that is given up when the disk is full, at least [`FULL_MIN`].
 const FULL_SHARE: u64 = 16;
@@ -36,25 +36,26 @@ pub(super) fn start(cache: &Arc<Cache>) {
 }
 
 fn run(cache: &Weak<Cache>, shared: &Arc<Shared>) {
-    let mut turn = 0u32;
+    let (mut next_flush, mut next_slow) = (0, 0);
     let mut stored = 0u64;
     loop {
         let list = shared.errands.wait(TURN);
         shared.clock.wind();
+        let now = shared.clock.now();
         let Some(cache) = cache.upgrade().filter(|_| !list.stop) else {
             return;
         };
-        turn = turn.wrapping_add(1);
-        if list.flush || turn.is_multiple_of(FLUSH_TURNS) {
+        if list.flush || now >= next_flush {
             stored += cache.flush();
             cache.refresh();
+            next_flush = now.saturating_add(FLUSH_SECONDS);
         }
-        if turn.is_multiple_of(STAMP_TURNS) {
+        if now >= next_slow {
             cache.open_layers().iter().for_each(|layer| layer.save_stamps());
-        }
-        if stored > 0 && turn.is_multiple_of(MEASURE_TURNS) {
-            shared.space.measure(&shared.dir);
-            stored = 0;
+            if std::mem::take(&mut stored) > 0 {
+                shared.space.measure(&shared.dir);
+            }
+            next_slow = now.saturating_add(SLOW_SECONDS);
         }
         cache.make_room(list);
     }
@@ -84,7 +85,10 @@ impl Cache {
     }
 
     fn make_room(self: &Arc<Self>, list: List) {
-        let space = &self.shared.space;
+        let (space, now) = (&self.shared.space, self.shared.clock.now());
+        if self.shared.errands.rests(now) {
+            return;
+        }
         let keep = match list.full {
             true => {
                 let used = space.used();
@@ -104,9 +108,24 @@ impl Cache {
                 tracing::debug!(?evicted, "evicted");
                 if evicted.after < evicted.before {
                     self.shared.outage.retry();
+                } else {
+                    self.shared.errands.rest(now);
+                    self.say_full(&evicted);
                 }
             }
             Err(error) => tracing::warn!(%error, "the cache could not make room"),
+        }
+    }
+
+    /// The log says once that the bound is reached by what must stay.
+    fn say_full(&self, evicted: &Evicted) {
+        if !evicted.busy && !self.said_full.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                dir = %self.dir.display(),
+                used = evicted.after,
+                quota = self.shared.space.limit(),
+                "the cache is full of what is pinned or in use elsewhere; reads go on without keeping what they fetch"
+            );
         }
     }
 
