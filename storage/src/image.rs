@@ -6,11 +6,12 @@
 //! manifest's, each layer index by the digest in its annotation and by the DiffID that the config lists.
 //!
 //! With a cache, documents and indexes that are there are not asked for again, and a name that the repository cannot be asked
-//! about means what it meant the last time (see [`crate::offline`]).
+//! about means what it meant the last time (see the module `offline`).
 //!
 //! A footer's index is as trustworthy as the connection: its digest comes from the same blob. The annotation's is pinned by
 //! the manifest.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -199,16 +200,12 @@ async fn load_layer(
         location.stored_len,
         limits.index_stored_len,
     )?;
-    let end = location.stored_off.checked_add(location.stored_len);
-    let Some(end) = end.filter(|end| *end <= blob.stored_len()) else {
-        let message = format!("the {what} lies outside its blob");
-        return Err(Error::new(ErrorKind::Corrupt, message));
-    };
+    let stored = index_range(&location, blob.stored_len(), &what)?;
     let kept = offline::load(cache, location.digest, limits.index_stored_len).await;
     let is_kept = kept.is_some();
     let bytes = match kept {
         Some(bytes) => bytes,
-        None => blob.read_range(location.stored_off..end).await?,
+        None => blob.read_range(stored).await?,
     };
     let stored_len = blob.stored_len();
     let (parse_limits, keep, blob_digest) = (limits.clone(), cache.cloned(), descriptor.digest);
@@ -230,6 +227,18 @@ async fn load_layer(
         blob,
     };
     Ok((layer, location.stored_len))
+}
+
+/// The stored range of an index, which must lie within its blob.
+fn index_range(location: &IndexLocation, stored_len: u64, what: &str) -> Result<Range<u64>, Error> {
+    let end = location.stored_off.checked_add(location.stored_len);
+    match end.filter(|end| *end <= stored_len) {
+        Some(end) => Ok(location.stored_off..end),
+        None => {
+            let message = format!("the {what} lies outside its blob");
+            Err(Error::new(ErrorKind::Corrupt, message))
+        }
+    }
 }
 
 /// Where the layer's index is: from the annotation, from an earlier look, or from the footer of a zstd blob.

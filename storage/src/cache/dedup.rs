@@ -12,8 +12,9 @@ use bytes::Bytes;
 use sluice_format::{DiffId, Limits};
 
 use super::Cache;
+use super::cached::CachedLayer;
 use super::cuts::{Cut, Cuts};
-use super::layer::{CUTS_FILE, CachedLayer, LayerFiles};
+use super::layer::{CUTS_FILE, LayerFiles};
 use crate::sync::lock;
 
 /// The map, and the layers that were opened to copy from.

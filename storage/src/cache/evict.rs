@@ -24,6 +24,7 @@ use super::layer::LayerFiles;
 use super::pins::Pinned;
 use super::{Cache, IMAGE_TREES, LAYERS, files};
 use crate::Error;
+use crate::sync::lock;
 
 /// Chunks that are removed under one hold of a layer's locks.
 const BATCH: usize = 256;
@@ -81,14 +82,14 @@ impl Cache {
     /// What hinders taking the lock for evictions. A layer that cannot be evicted from is skipped with a warning.
     pub fn evict(self: &Arc<Self>, goal: Goal) -> Result<Evicted, Error> {
         let what = |error| Error::io(format!("evict from {}", self.dir.display()), error);
-        let lock = File::create(self.dir.join("evicting")).map_err(what)?;
+        let turn = File::create(self.dir.join("evicting")).map_err(what)?;
         let before = self.shared.space.measure(&self.dir);
         let mut evicted = Evicted {
             before,
             after: before,
             ..Evicted::default()
         };
-        if lock.try_lock().is_err() {
+        if turn.try_lock().is_err() {
             evicted.busy = true;
             return Ok(evicted);
         }
@@ -139,7 +140,7 @@ impl Cache {
     fn is_in_use(&self, diff_id: &DiffId) -> bool {
         self.stored_layer(diff_id).is_some_and(|layer| {
             let alone = |files: &OpenFiles| files.presence.try_alone().is_ok_and(|alone| alone.is_some());
-            let _leases = crate::sync::lock(layer.leases());
+            let _leases = lock(layer.leases());
             Arc::strong_count(&layer) > 1 || !layer.files().is_some_and(alone)
         })
     }
@@ -267,7 +268,7 @@ impl Cache {
 
     /// Removes the directory of a layer that nobody uses; whether it is gone.
     fn remove_layer(&self, diff_id: &DiffId) -> bool {
-        let open = crate::sync::lock(&self.open);
+        let open = lock(&self.open);
         let used = |(key, files): (&(DiffId, Digest), &Weak<LayerFiles>)| {
             key.0 == *diff_id && files.strong_count() > 0
         };

@@ -16,6 +16,7 @@ use sluice_format::DiffId;
 use super::cuts::{Cut, Cuts};
 use super::files::OpenFiles;
 use super::presence::{REFUSED, SEALED};
+use super::ranges::{holes, runs};
 use super::recover;
 use super::space::{OUTAGE_SECONDS, Shared};
 use super::stamps::Stamps;
@@ -30,10 +31,6 @@ pub(super) const PRESENCE_FILE: &str = "present";
 pub(super) const CUTS_FILE: &str = "cuts";
 /// Name of the file that says when chunks were used.
 pub(super) const STAMPS_FILE: &str = "used";
-
-/// Largest block of a file system that is worth thinking of: a hole is widened over absent neighbours to such a border, so that no
-/// block is kept by two absent chunks.
-const BLOCK_MAX: u64 = 64 << 10;
 
 /// How often chunks are noted anew when others were removed meanwhile, before they are left to the next flush.
 const NOTE_ATTEMPTS: usize = 3;
@@ -438,110 +435,4 @@ fn read_cut(files: &OpenFiles, cut: &Cut) -> Option<Vec<u8>> {
     let mut plain = vec![0; cut.plain_len as usize];
     files.data.read_at(&mut plain, cut.plain_off).ok()?;
     Some(plain)
-}
-
-/// The ranges of ascending chunks, neighbours joined.
-fn runs(cuts: &Cuts, chunks: &[usize]) -> Vec<Range<u64>> {
-    let mut runs: Vec<Range<u64>> = Vec::new();
-    for cut in chunks.iter().filter_map(|chunk| cuts.get(*chunk)) {
-        match runs.last_mut() {
-            Some(last) if last.end == cut.plain_off => last.end = cut.plain_range().end,
-            _ => runs.push(cut.plain_range()),
-        }
-    }
-    runs
-}
-
-/// What to punch out when `chunks` are gone: their ranges, widened over absent neighbours to the borders of blocks. The last
-/// block of a layer goes beyond its end.
-pub(super) fn holes(cuts: &Cuts, chunks: &[usize], present: &dyn Fn(usize) -> bool) -> Vec<Range<u64>> {
-    let mut holes: Vec<Range<u64>> = Vec::new();
-    for chunk in chunks {
-        let Some(cut) = cuts.get(*chunk).filter(|_| !present(*chunk)) else {
-            continue;
-        };
-        let hole = widened(cuts, *chunk, cut, present);
-        match holes.last_mut() {
-            Some(last) if last.start <= hole.start && hole.start <= last.end => {
-                last.end = last.end.max(hole.end);
-            }
-            _ => holes.push(hole),
-        }
-    }
-    holes
-}
-
-fn widened(cuts: &Cuts, chunk: usize, cut: &Cut, present: &dyn Fn(usize) -> bool) -> Range<u64> {
-    let plain = cut.plain_range();
-    let floor = plain.start / BLOCK_MAX * BLOCK_MAX;
-    let ceiling = plain.end.div_ceil(BLOCK_MAX) * BLOCK_MAX;
-    let before = (0..chunk)
-        .rev()
-        .map_while(|at| cuts.get(at).filter(|_| !present(at)));
-    let start = before
-        .take_while(|cut| cut.plain_range().end > floor)
-        .last()
-        .map_or(plain.start, |cut| cut.plain_off.max(floor));
-    let mut end = plain.end;
-    let after = (chunk + 1..cuts.len()).map_while(|at| cuts.get(at).filter(|_| !present(at)));
-    for cut in after.take_while(|cut| cut.plain_off < ceiling) {
-        end = cut.plain_range().end.min(ceiling);
-    }
-    if end == cuts.plain_len() {
-        end = ceiling.max(end);
-    }
-    start..end
-}
-
-/// The cached bytes of one layer under one chunk table. All calls block on the disk unless they say otherwise: they belong on
-/// a blocking thread.
-#[derive(Clone, Debug)]
-pub struct CachedLayer {
-    pub(super) files: Arc<LayerFiles>,
-    pub(super) cache: Arc<super::Cache>,
-}
-
-impl CachedLayer {
-    /// The file with the plain bytes. It has holes where chunks are missing, and another file takes its name when the layer
-    /// is cached anew under other cuts; see [`CachedLayer::complete_file`] for one that stays.
-    pub fn data_path(&self) -> PathBuf {
-        self.files.dir.join(DATA_FILE)
-    }
-
-    /// The bytes of chunk `chunk`, verified, or `None` when they must be fetched.
-    pub fn read_chunk(&self, chunk: usize) -> Option<Bytes> {
-        self.read_range(self.files.cuts.get(chunk)?.plain_range())
-    }
-
-    /// The plain bytes of `plain`, verified, or `None` when any of them must be fetched. `None` also for a range that does not
-    /// lie within the layer.
-    pub fn read_range(&self, plain: Range<u64>) -> Option<Bytes> {
-        self.files.read_range(plain)
-    }
-
-    /// Whether the chunk was verified in this process. Does not block.
-    pub fn is_trusted(&self, chunk: usize) -> bool {
-        self.files.states.is_trusted(chunk)
-    }
-
-    /// Whether the cache has the chunk, as far as this process knows. Does not block.
-    pub fn has_chunk(&self, chunk: usize) -> bool {
-        self.files.states.is_present(chunk)
-    }
-
-    /// Keeps the bytes of a chunk, which the caller has verified. Whether they were kept: a disk that cannot, or a quota
-    /// that is reached, is no error.
-    pub fn store_chunk(&self, chunk: usize, plain: &[u8]) -> bool {
-        self.files.store(chunk, plain)
-    }
-
-    /// Number of chunks that the cache does not have. Does not block.
-    pub fn missing_chunks(&self) -> usize {
-        self.missing().count()
-    }
-
-    /// The chunks that the cache does not have, ascending. Does not block; what is stored meanwhile may still be among them.
-    pub fn missing(&self) -> impl Iterator<Item = usize> + '_ {
-        self.files.states.chunks(false)
-    }
 }

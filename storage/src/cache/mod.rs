@@ -20,6 +20,7 @@
 //! Several processes may use one directory at a time: all read and add; one at a time evicts, and only from layers that no other
 //! process has open. The byte tables and the rules for processes are in `docs/cache.md`.
 
+mod cached;
 mod cuts;
 mod dedup;
 mod disk;
@@ -32,6 +33,7 @@ mod locks;
 mod pins;
 mod presence;
 mod primitives;
+mod ranges;
 mod recover;
 mod space;
 mod stamps;
@@ -50,6 +52,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use sluice_format::{ChainId, DiffId, Digest, LayerIndex};
 
+pub use self::cached::CachedLayer;
 use self::cuts::Cuts;
 use self::dedup::Copies;
 pub use self::disk::DiskObserver;
@@ -57,7 +60,6 @@ pub(crate) use self::documents::Documents;
 pub use self::documents::{ImageRecord, LayerRecord};
 pub use self::evict::{Evicted, Goal};
 pub use self::inventory::{Checked, ImageEntry, Inventory, LayerEntry};
-pub use self::layer::CachedLayer;
 use self::layer::LayerFiles;
 pub use self::pins::Pin;
 use self::space::{Errands, Outage, Shared, Space};

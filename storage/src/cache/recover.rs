@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::cuts::{Cut, Cuts};
 use super::files::OpenFiles;
-use super::layer::holes;
+use super::ranges::holes;
 use super::states::ChunkStates;
 
 /// The usual block of a file system. Blocks on the border of two chunks say nothing about either.

@@ -23,8 +23,9 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 use sluice_format::{Digest, Hasher};
 
+use super::cached::CachedLayer;
 use super::files::{OpenFiles, begin};
-use super::layer::{CachedLayer, DATA_FILE, LayerFiles};
+use super::layer::{DATA_FILE, LayerFiles};
 use super::presence::SEALED;
 use crate::sync::lock;
 use crate::{Error, ErrorKind};
