@@ -65,7 +65,8 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         'w' => 7 * 24 * 60 * 60,
         _ => return Err(wrong()),
     };
-    let number = text.trim_end_matches(unit).parse::<u64>().ok();
+    let digits = text.strip_suffix(unit).unwrap_or_default();
+    let number = digits.parse::<u64>().ok();
     let total = number.and_then(|number| number.checked_mul(seconds));
     total.map(Duration::from_secs).ok_or_else(wrong)
 }
