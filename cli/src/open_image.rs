@@ -13,7 +13,8 @@ use sluice_format::{Limits, Profile};
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, RecordingOptions};
 use sluice_storage::{
     Cache, Fetcher, Lane, LazyImage, ManifestName, PlainLayer, PlainLayerOptions, Platform, ReadObserver,
-    ReadPolicy, Recorder, Repository, ResolvedImage, Timeline, load_resolved_image, resolve_image,
+    ReadPolicy, Recorder, Repository, ResolvedImage, Timeline, load_resolved_image_cached,
+    resolve_image_cached,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -49,10 +50,10 @@ impl Opener {
         platform: &Platform,
     ) -> anyhow::Result<OpenImage> {
         let limits = Limits::default();
-        let resolved = resolve_image(repository.as_ref(), name, platform, &limits).await?;
+        let resolved = resolve_image_cached(repository, name, platform, &limits, &self.cache).await?;
         self.done("manifest resolved");
         let store = ProfileStore::new(self.cache.path());
-        let image = load_resolved_image(repository.as_ref(), &resolved, &limits);
+        let image = load_resolved_image_cached(repository, name, platform, &resolved, &limits, &self.cache);
         let (image, known) = tokio::join!(image, self.find_profile(repository, &resolved, store.clone()));
         let image = image?;
         self.done("indexes loaded");

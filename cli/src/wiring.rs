@@ -10,7 +10,8 @@ use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
 use sluice_storage::{
-    ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository, load_lazy_image,
+    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository,
+    load_lazy_image_cached,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -111,15 +112,16 @@ pub(crate) fn platforms(text: &str) -> anyhow::Result<Option<Platform>> {
     }
 }
 
-/// A converted image whose bytes can be read by ranges.
+/// A converted image whose bytes can be read by ranges. What `cache` has of its documents is not asked for again.
 pub(crate) async fn load_image(
     name: &ImageName,
     platform: &Platform,
     registries: &Arc<RegistryClient>,
+    cache: &Arc<Cache>,
 ) -> anyhow::Result<LazyImage> {
     let (repository, manifest) = repository(name, registries)?;
     let repository: Arc<dyn Repository> = repository;
-    Ok(load_lazy_image(&repository, &manifest, platform, &Limits::default()).await?)
+    Ok(load_lazy_image_cached(&repository, &manifest, platform, &Limits::default(), cache).await?)
 }
 
 /// Where an image is, and its name there.

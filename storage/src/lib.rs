@@ -2,7 +2,8 @@
 //!
 //! [`repository`] and [`blob`] are the contracts: a repository names manifests and blobs, a blob is read by ranges.
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
-//! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`].
+//! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`]
+//! and remembering them in the cache.
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
 //! that took in [`counters`] and, for one start, in a [`timeline`]. [`profile`] records what a start reads and says what the next one should fetch;
 //! it travels as an artifact attached to the image, which [`referrers`] stores and finds.
@@ -16,8 +17,10 @@ pub mod counters;
 pub mod documents;
 pub mod error;
 pub mod fetch;
+mod fill;
 pub mod image;
 pub mod layout;
+mod offline;
 pub mod plain_layer;
 pub mod platform;
 pub mod profile;
@@ -32,11 +35,15 @@ pub mod timeline;
 pub mod transport;
 
 pub use blob::{Blob, ByteStream, stream_whole};
-pub use cache::{Cache, CachedLayer};
+pub use cache::{Cache, CacheOptions, CachedLayer, CompleteFile};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::{Fetcher, Lane};
-pub use image::{LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_resolved_image, resolve_image};
+pub use fill::fill;
+pub use image::{
+    LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_lazy_image_cached, load_resolved_image,
+    load_resolved_image_cached, resolve_image, resolve_image_cached,
+};
 pub use layout::Layout;
 pub use plain_layer::{PlainLayer, PlainLayerOptions, ReadObserver};
 pub use platform::Platform;

@@ -8,7 +8,8 @@
 //! retried there; how long a reader waits beyond that is the layer's [`ReadPolicy`]. Dropping the layer gives up what was queued for it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -19,7 +20,7 @@ use tokio::time::Instant;
 use crate::fetch::readahead::Foresight;
 use crate::fetch::{Claim, Lane, Source, loader};
 use crate::read_policy::{Patience, ReadPolicy};
-use crate::{CachedLayer, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
+use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
 
 /// Looks at the cache and the board before a read gives up: a chunk can be evicted between its arrival and its being read.
 const ROUNDS: usize = 3;
@@ -37,6 +38,13 @@ pub trait ReadObserver: std::fmt::Debug + Send + Sync {
 
     /// A reader waited for some of these chunks, which it touched before.
     fn waited(&self, _layer: usize, _chunks: Range<usize>, _wait: Duration) {}
+}
+
+/// Chunks to fetch together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MissingChunks {
+    pub(crate) chunks: Vec<usize>,
+    pub(crate) stored_len: u64,
 }
 
 /// How one layer is read.
@@ -59,6 +67,8 @@ pub struct PlainLayer {
     foresight: Foresight,
     programs: loader::Programs,
     runtime: Handle,
+    /// The file that the kernel was given, which is kept for it as long as this layer lives.
+    complete: OnceLock<CompleteFile>,
     options: PlainLayerOptions,
 }
 
@@ -84,6 +94,7 @@ impl PlainLayer {
             foresight: Foresight::new(layer.index.clone()),
             programs: loader::Programs::default(),
             runtime: Handle::current(),
+            complete: OnceLock::new(),
             options,
         })
     }
@@ -123,6 +134,9 @@ impl PlainLayer {
     /// digest twice in a row; what the source reports, when the layer's policy says so.
     pub async fn read(&self, plain: Range<u64>) -> Result<Bytes, Error> {
         self.check(&plain)?;
+        if let Some(refusal) = self.source.cache.as_ref().and_then(CachedLayer::refusal) {
+            return Err(refusal);
+        }
         let wanted = self.source.index.chunks.covering(plain.clone());
         let ahead = self.touched(wanted.clone());
         let bytes = self.read_patiently(&plain, wanted, ahead).await?;
@@ -183,6 +197,56 @@ impl PlainLayer {
         if !ahead.is_empty() {
             self.source.upstream.want(&self.source, &ahead);
         }
+    }
+
+    /// The next missing chunks, up to `most_len` stored bytes but at least one.
+    pub(crate) fn next_missing(&self, most_len: u64) -> MissingChunks {
+        let mut batch = MissingChunks::default();
+        let Some(cache) = &self.source.cache else {
+            return batch;
+        };
+        for chunk in cache.missing() {
+            if batch.stored_len >= most_len {
+                break;
+            }
+            batch.stored_len += u64::from(self.source.chunk(chunk).stored_len);
+            batch.chunks.push(chunk);
+        }
+        batch
+    }
+
+    /// Fetches chunks in a lane and waits for them.
+    ///
+    /// # Errors
+    /// As [`Self::read`], whatever the layer's policy.
+    pub(crate) async fn fetch(&self, chunks: &[usize], lane: Lane) -> Result<(), Error> {
+        for claim in self.source.upstream.claim(&self.source, chunks, lane) {
+            if let Claim::Fetched(ticket) = claim {
+                ticket.outcome().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies a complete layer against its DiffID. A layer that is not complete is left as it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the bytes are not those of the DiffID: the layer is out of service then.
+    pub async fn verify_whole(&self) -> Result<(), Error> {
+        match self.source.cache.clone() {
+            Some(cache) => blocking::run("verify a layer", move || cache.verify_whole().map(|_| ())).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The local file with all plain bytes, when the cache has every chunk and has verified them against the DiffID. It stays as it
+    /// is as long as this layer lives. Blocks on the disk.
+    pub fn complete_file(&self) -> Option<PathBuf> {
+        if let Some(file) = self.complete.get() {
+            return Some(file.path().to_owned());
+        }
+        let file = self.source.cache.as_ref()?.complete_file()?;
+        Some(self.complete.get_or_init(|| file).path().to_owned())
     }
 
     /// Chunks of any layer of the same upstream that wait in a lane.

@@ -2,7 +2,7 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -18,6 +18,7 @@ struct Bench {
     sample: SampleLayer,
     blob: Arc<FaultyBlob>,
     dir: TempDir,
+    caches: Mutex<Vec<Arc<Cache>>>,
 }
 
 impl Bench {
@@ -29,18 +30,33 @@ impl Bench {
         let sample = SampleLayer::new(CHUNKS, CHUNK_LEN, gap);
         let blob = FaultyBlob::new(sample.layer.blob.clone());
         let dir = tempfile::tempdir().expect("a temporary directory");
-        Self { sample, blob, dir }
+        let caches = Mutex::default();
+        Self {
+            sample,
+            blob,
+            dir,
+            caches,
+        }
     }
 
-    /// As a process that starts now would see it.
+    /// As a process that starts now would see it, the others having noted what they stored.
     fn cached(&self) -> Arc<PlainLayer> {
+        self.flush();
         let cache = Cache::open(self.dir.path()).expect("a cache opens");
+        self.caches.lock().expect("not poisoned").push(cache.clone());
         let cached = cache.layer(&self.sample.layer.index);
         PlainLayer::new(
             &self.layer(),
             Some(cached),
             &Fetcher::new(Arc::new(Counters::default())),
         )
+    }
+
+    fn flush(&self) {
+        let caches = self.caches.lock().expect("not poisoned");
+        for cache in caches.iter() {
+            cache.flush();
+        }
     }
 
     fn uncached(&self) -> Arc<PlainLayer> {
@@ -325,6 +341,7 @@ async fn two_processes_share_what_either_fetched() {
     let (one, two) = (bench.cached(), bench.cached());
     let half = (CHUNK_LEN * CHUNKS / 2) as u64;
     one.read(0..half).await.expect("the first half");
+    bench.flush();
     let asked = bench.blob.requests().len();
     two.read(0..half).await.expect("the first half");
     assert_eq!(bench.blob.requests().len(), asked, "the other process has it");

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod cache;
 mod cat;
 mod check;
 mod convert;
@@ -30,12 +31,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
-        Err(error) if error.is::<check::NotSound>() => Ok(ExitCode::FAILURE),
+        Err(error) if error.is::<check::NotSound>() || error.is::<cache::Damaged>() => Ok(ExitCode::FAILURE),
         Err(error) => Err(error),
     }
 }

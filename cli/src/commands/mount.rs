@@ -8,7 +8,9 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{Cache, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Repository, Timeline};
+use sluice_storage::{
+    Cache, CacheOptions, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Repository, Timeline,
+};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -72,10 +74,17 @@ async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
         timeline.phase("mounted");
     }
     report_ready(args, &open, &mounted, &registries, started)?;
+    let fill = args.fill.then(|| {
+        let (layers, rate) = (open.layers.clone(), args.fill_rate.map(|rate| rate.as_u64()));
+        tokio::spawn(async move { sluice_storage::fill(&layers, rate).await })
+    });
     let reason = tokio::select! {
         gone = mounted.wait_unmounted() => gone.map(|()| "unmounted")?,
         () = signals.recv() => "interrupted",
     };
+    if let Some(fill) = fill {
+        fill.abort();
+    }
     open.finish_recording().await;
     spawn_blocking(move || unmount(&mut mounted)).await??;
     if let (Some(file), Some(timeline)) = (&args.stats, &timeline) {
@@ -90,8 +99,12 @@ fn opener(
     counters: &Arc<Counters>,
 ) -> anyhow::Result<Opener> {
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
+    let cache_options = CacheOptions {
+        quota: args.cache_quota.map(|quota| quota.as_u64()),
+        ..CacheOptions::default()
+    };
     Ok(Opener {
-        cache: Cache::open(cache_dir)?,
+        cache: Cache::open_with(cache_dir, cache_options)?,
         fetcher: Fetcher::new(counters.clone()),
         policy: read_policy(args),
         timeline,

@@ -27,10 +27,13 @@ impl Source {
         &self.index.chunks.chunks()[at]
     }
 
-    /// The bytes of a chunk that this host has. Blocks on the disk.
+    /// The bytes of a chunk that this host has, in this layer or another. Blocks on the disk.
     pub(crate) fn kept(&self, at: usize) -> Option<Bytes> {
-        let cached = self.cache.as_ref().and_then(|cache| cache.read_chunk(at));
-        cached.or_else(|| self.fetcher.recent.get(&self.chunk(at).digest))
+        let cache = self.cache.as_ref();
+        cache
+            .and_then(|cache| cache.read_chunk(at))
+            .or_else(|| self.fetcher.recent.get(&self.chunk(at).digest))
+            .or_else(|| cache.and_then(|cache| cache.copy_chunk(at)))
     }
 
     /// Whether [`Self::kept`] will most likely give bytes. Does not block.
@@ -41,7 +44,7 @@ impl Source {
 
     /// Whether this host may have the chunk, even if nobody has verified it yet. Does not block.
     pub(crate) fn may_keep(&self, at: usize) -> bool {
-        self.cache.as_ref().is_some_and(|cache| cache.is_noted(at)) || self.keeps(at)
+        self.cache.as_ref().is_some_and(|cache| cache.has_chunk(at)) || self.keeps(at)
     }
 
     /// Decodes and verifies a chunk and keeps it. Blocks on the disk.

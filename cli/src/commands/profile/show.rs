@@ -3,6 +3,7 @@
 use serde::Serialize;
 use sluice_format::profile::Demand;
 use sluice_format::{ChunkTable, DiffId, Limits, Profile};
+use sluice_storage::Cache;
 use sluice_storage::profile::{PlannedChunk, plan};
 use sluice_storage::{ImageName, LazyImage};
 
@@ -72,7 +73,8 @@ fn load_image(name: &ImageName, args: &ProfileStoreArgs) -> anyhow::Result<LazyI
     wiring::run(async {
         let registries = wiring::registries(&args.common)?;
         let platform = wiring::platform(args.platform.as_deref())?;
-        wiring::load_image(name, &platform, &registries).await
+        let cache = Cache::open(args.cache.clone().map_or_else(Cache::default_dir, Ok)?)?;
+        wiring::load_image(name, &platform, &registries, &cache).await
     })
 }
 
