@@ -57,7 +57,7 @@ impl Opener {
         let (image, known) = tokio::join!(image, self.find_profile(repository, &resolved, store.clone()));
         let image = image?;
         self.done("indexes loaded");
-        let recorder = self.uses_profiles.then(|| recorder(&image));
+        let recorder = self.uses_profiles.then(|| self.recorder(&image));
         let layers = self.plain_layers(&image, recorder.as_ref(), known.is_some());
         let planned_chunks = known.as_ref().map_or(0, |known| replay(known, &image, &layers));
         let tree_file = write_tree(&image, &self.cache)?;
@@ -102,6 +102,15 @@ impl Opener {
             &Limits::default(),
         )
         .await
+    }
+
+    fn recorder(&self, image: &LazyImage) -> Arc<Recorder> {
+        let layers = image.layers.iter().map(|layer| RecordedLayer {
+            index: layer.index.clone(),
+            // The kernel reads the file of a whole layer by itself.
+            observed: !self.cache.layer(&layer.index).is_whole(),
+        });
+        Recorder::new(image.image_id, layers.collect(), RecordingOptions::default())
     }
 
     fn plain_layers(
@@ -150,14 +159,6 @@ impl OpenImage {
             let _ = recording.await;
         }
     }
-}
-
-fn recorder(image: &LazyImage) -> Arc<Recorder> {
-    let layers = image.layers.iter().map(|layer| RecordedLayer {
-        index: layer.index.clone(),
-        observed: true,
-    });
-    Recorder::new(image.image_id, layers.collect(), RecordingOptions::default())
 }
 
 /// Has fetched what the last starts demanded; gives how many chunks that are.
