@@ -12,8 +12,11 @@ use super::{Lane, Source};
 
 /// Stored bytes between two chunks that are cheaper to transfer than to ask around: at 10 MB/s, about a round trip of 6 ms.
 pub(super) const GAP: u64 = 64 << 10;
-/// Stored length at which a range is not made longer: enough to fill a link at registry latencies, since several run at once.
+/// Stored length at which a range for a waiting reader is not made longer.
 pub(super) const RANGE_LEN: u64 = 1 << 20;
+/// The same for work that nobody waits for. A few long ranges fill a link with shallow buffers better than many short ones: each of those begins
+/// with a burst, and a burst that overflows the buffer at its end is only noticed by a timeout of 200 ms.
+pub(super) const LONG_RANGE_LEN: u64 = 4 << 20;
 
 /// A range of stored bytes and the chunks to cut out of it.
 #[derive(Debug)]
@@ -26,21 +29,25 @@ pub(super) struct Batch {
 
 /// The range around `first`, which is queued in `lane`, with all queued chunks that travel well with it.
 pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane) -> Batch {
+    let most_len = match lane {
+        Lane::Demand => RANGE_LEN,
+        _ => LONG_RANGE_LEN,
+    };
     let mut batch = Batch {
         source: source.clone(),
         stored: source.chunk(first).stored_range(),
         chunks: vec![first],
     };
-    batch.extend_forward(board);
+    batch.extend_forward(board, most_len);
     // What lies before a chunk that a reader waits for would only make the reader wait.
     if lane != Lane::Demand {
-        batch.extend_backward(board);
+        batch.extend_backward(board, most_len);
     }
     batch
 }
 
 impl Batch {
-    fn extend_forward(&mut self, board: &Board) {
+    fn extend_forward(&mut self, board: &Board, most_len: u64) {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();
         let mut at = self.chunks[self.chunks.len() - 1] + 1;
@@ -48,7 +55,7 @@ impl Batch {
             let stored = chunk.stored_range();
             // A foreign table may order stored bytes in any way; only what follows is joined.
             let gap = stored.start.checked_sub(self.stored.end);
-            if gap.is_none_or(|gap| gap > GAP) || stored.end - self.stored.start > RANGE_LEN {
+            if gap.is_none_or(|gap| gap > GAP) || stored.end - self.stored.start > most_len {
                 return;
             }
             if board.is_queued(self.source.layer, at) {
@@ -62,14 +69,14 @@ impl Batch {
         }
     }
 
-    fn extend_backward(&mut self, board: &Board) {
+    fn extend_backward(&mut self, board: &Board, most_len: u64) {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();
         let mut before = Vec::new();
         for at in (0..self.chunks[0]).rev() {
             let stored = table[at].stored_range();
             let gap = self.stored.start.checked_sub(stored.end);
-            if gap.is_none_or(|gap| gap > GAP) || self.stored.end - stored.start > RANGE_LEN {
+            if gap.is_none_or(|gap| gap > GAP) || self.stored.end - stored.start > most_len {
                 break;
             }
             if board.is_queued(self.source.layer, at) {

@@ -1,18 +1,25 @@
-//! How many ranges of one upstream are under way at the same time.
+//! How much may be under way from one upstream at the same time.
 //!
-//! More requests fill a link better until it is full; from then on they only share it, and every one takes longer. So the number climbs while
-//! that brings more bytes per second, and falls while fewer bring as many: a hill climber that compares one epoch with the one before. After
-//! each step an epoch passes unmeasured, because ranges that began before the step still end in it. It moves only when work was waiting,
-//! since an idle link says nothing. An upstream that asks for patience halves the number at once.
+//! More in flight fills a link better until it is full; from then on it only queues, and every reader gets through later. What counts is bytes: one
+//! long range fills a link that takes a dozen short ones. So the bound is on bytes, beside one on ranges. It climbs while that brings more
+//! bytes per second, and falls while less brings as many: a hill climber that compares one epoch with the one before. After each
+//! step an epoch passes unmeasured, because ranges that began before the step still end in it. It moves only when work was waiting,
+//! since an idle link says nothing. An upstream that asks for patience halves the bound at once.
 
 use std::time::Duration;
 
-/// Where it begins: enough for a fast link at registry latencies, and few enough that a slow one is shared well.
-const START: usize = 8;
-/// Fewest, so that one slow answer never stops everything.
-const LEAST: usize = 2;
-/// Most: with ranges of a megabyte their buffers stay in the tens of megabytes.
-const MOST: usize = 32;
+/// Where it begins: two long ranges, so that one is asked for while the other arrives. On a link of 1 Gbit/s and 2 ms with a buffer of 256 KiB, 2 x
+/// 4 MiB came at 113 MB/s, 8 x 1 MiB at 58, and 16 x 1 MiB at 25: bursts overflow the buffer.
+const START: u64 = 6 << 20;
+/// Least, so that one slow answer does not stop everything.
+const LEAST: u64 = 1 << 20;
+/// Most: buffers stay in the tens of megabytes.
+const MOST: u64 = 32 << 20;
+/// A step up and a step down.
+const UP: u64 = 2 << 20;
+const DOWN: u64 = 1 << 20;
+/// Ranges under way at the same time, however short.
+const MOST_RANGES: usize = 12;
 /// Ranges in an epoch, at least; and how long it lasts, at least. Shorter ones compare noise.
 const EPOCH_RANGES: u32 = 8;
 const EPOCH: Duration = Duration::from_millis(200);
@@ -24,7 +31,7 @@ const RESERVE: usize = 8;
 /// The bound and what it learns from.
 #[derive(Debug)]
 pub(super) struct Pace {
-    limit: usize,
+    limit: u64,
     rises: bool,
     /// Bytes per second of the last epoch.
     last_rate: u64,
@@ -53,10 +60,12 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// Whether one more range may start beside `under_way`; `demanded` says that a reader waits for it.
-    pub(super) fn admits(&self, under_way: usize, demanded: bool) -> bool {
-        let reserve = if demanded { RESERVE } else { 0 };
-        under_way < self.limit + reserve
+    /// Whether one more range may start beside `ranges` of `bytes` in all; `demanded` says that a reader waits for it.
+    pub(super) fn admits(&self, ranges: usize, bytes: u64, demanded: bool) -> bool {
+        if demanded {
+            return ranges < MOST_RANGES + RESERVE;
+        }
+        bytes < self.limit && ranges < MOST_RANGES
     }
 
     /// Notes that a range of `bytes` ended at `now`; `busy` says that more work was waiting.
@@ -97,9 +106,9 @@ impl Pace {
             self.rises = false;
         }
         self.limit = if self.rises {
-            self.limit + 2
+            self.limit + UP
         } else {
-            self.limit - 1
+            self.limit - DOWN
         }
         .clamp(LEAST, MOST);
     }
@@ -116,17 +125,17 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Runs epochs against a link that carries `per_range` bytes per second and range, up to `most`.
-    fn run(pace: &mut Pace, epochs: u64, per_range: u64, most: u64) -> Vec<usize> {
+    /// Runs epochs against a link that carries so many times what is in flight per second, up to `most`. The limits, in MiB.
+    fn run(pace: &mut Pace, epochs: u64, turns_per_second: u64, most: u64) -> Vec<u64> {
         let mut now = Duration::ZERO;
         let mut limits = Vec::new();
         for _ in 0..epochs {
-            let rate = (pace.limit as u64 * per_range).min(most);
+            let rate = (pace.limit * turns_per_second).min(most);
             for _ in 0..EPOCH_RANGES {
                 now += EPOCH / EPOCH_RANGES;
                 pace.ended(now, rate / 5 / u64::from(EPOCH_RANGES), true);
             }
-            limits.push(pace.limit);
+            limits.push(pace.limit >> 20);
         }
         limits
     }
@@ -134,28 +143,29 @@ mod tests {
     #[test]
     fn it_climbs_while_that_helps_and_settles_where_the_link_is_full() {
         let mut pace = Pace::default();
-        let limits = run(&mut pace, 80, 1 << 20, 16 << 20);
+        let limits = run(&mut pace, 80, 1, 16 << 20);
         assert!(limits.iter().any(|limit| *limit >= 14), "{limits:?}");
         let settled = &limits[40..];
         assert!(settled.iter().all(|limit| (6..=22).contains(limit)), "{limits:?}");
     }
 
     #[test]
-    fn a_link_that_one_range_fills_is_left_to_few() {
+    fn a_link_that_little_fills_is_left_to_little() {
         let mut pace = Pace::default();
-        let limits = run(&mut pace, 80, 64 << 20, 16 << 20);
+        let limits = run(&mut pace, 80, 64, 16 << 20);
         assert!(limits[60..].iter().all(|limit| *limit <= 6), "{limits:?}");
-        assert!(limits.iter().all(|limit| *limit >= LEAST));
+        assert!(limits.iter().all(|limit| *limit >= LEAST >> 20));
     }
 
     #[test]
     fn readers_have_a_reserve_and_refusals_halve() {
         let mut pace = Pace::default();
-        assert!(pace.admits(START - 1, false) && !pace.admits(START, false));
-        assert!(pace.admits(START + RESERVE - 1, true) && !pace.admits(START + RESERVE, true));
+        assert!(pace.admits(1, START - 1, false) && !pace.admits(1, START, false));
+        assert!(!pace.admits(MOST_RANGES, 0, false));
+        assert!(pace.admits(MOST_RANGES, MOST, true) && !pace.admits(MOST_RANGES + RESERVE, 0, true));
         pace.refused();
-        assert!(!pace.admits(START / 2, false));
+        assert!(!pace.admits(1, START / 2, false));
         (0..10).for_each(|_| pace.refused());
-        assert!(pace.admits(LEAST - 1, false));
+        assert!(pace.admits(1, LEAST - 1, false));
     }
 }

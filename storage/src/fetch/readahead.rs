@@ -1,8 +1,8 @@
 //! What the readers of a layer will want next.
 //!
 //! Readers leave tracks: chunks touched one after the other. A track that goes on forward is a sequential reader, and its window ahead
-//! is half as long as the track, so that a program that reads a file from end to end soon waits for nothing, and what is fetched in vain when
-//! it stops is less than what it has read. Several tracks are kept, because
+//! is half as long as the track, so that what is fetched in vain when it stops is less than what it has read; a long track doubles it with every
+//! step, so that whoever reads everything soon waits for nothing. Several tracks are kept, because
 //! programs read several files at once and a loader walks two sections of a library side by side.
 //!
 //! Other touches come in clusters: modules of one package, functions of one library. So chunks around a touch are fetched too, the more of
@@ -25,8 +25,11 @@ use crate::sync::lock;
 const TRACKS: usize = 32;
 /// Chunks that a reader may leap over and still be on its track: headers and padding between files are never touched.
 const LEAP: usize = 1;
-/// Window of a sequential reader at its longest, in plain bytes.
-const LONGEST_WINDOW: u64 = 16 << 20;
+/// Window of a sequential reader at its longest, in plain bytes: about 16 MiB stored, so that a lost packet that is noticed only by a timeout of
+/// 200 ms does not stop a reader at 80 MB/s.
+const LONGEST_WINDOW: u64 = 32 << 20;
+/// Steps after which a track is that of a reader of everything, and its window doubles.
+const LONG_TRACK: usize = 32;
 /// How far on either side of a touch earlier touches count as near.
 const REACH: usize = 32;
 /// Most chunks that are guessed on either side of a touch.
@@ -167,7 +170,8 @@ impl State {
         };
         track.last = last;
         track.steps += 1;
-        let window = (1 + track.steps / 2).min(longest);
+        let doublings = (track.steps.saturating_sub(LONG_TRACK)).min(8);
+        let window = ((1 + track.steps.min(LONG_TRACK) / 2) << doublings).min(longest);
         let from = track.ahead.max(touched.end);
         let to = (touched.end + window).min(self.touched.len());
         // Asked for in halves of the window, so that ranges are long.

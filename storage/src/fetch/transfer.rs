@@ -198,7 +198,8 @@ impl Drop for Transfer {
             .fetcher
             .counters
             .add_stored(self.course.lane, received);
-        self.upstream.ended(received, failure.as_ref());
+        let stored_len = self.batch.stored.end - self.batch.stored.start;
+        self.upstream.ended(stored_len, received, failure.as_ref());
     }
 }
 

@@ -41,12 +41,18 @@ pub(crate) struct Upstream {
 #[derive(Debug, Default)]
 struct State {
     board: Board,
+    /// Ranges under way, and their stored bytes.
     under_way: usize,
+    bytes_under_way: u64,
     pace: Pace,
     latency: Latency,
 }
 
 impl State {
+    fn admits(&self, demanded: bool) -> bool {
+        self.pace.admits(self.under_way, self.bytes_under_way, demanded)
+    }
+
     fn claim(&mut self, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
         let claim = |chunk: &usize| {
             // The cache has a chunk before its flight ends, so looking under the lock misses nothing.
@@ -140,9 +146,9 @@ impl Upstream {
 
     fn start_transfers(self: &Arc<Self>, state: &mut State) {
         loop {
-            let last = if state.pace.admits(state.under_way, false) {
+            let last = if state.admits(false) {
                 Lane::Fill
-            } else if state.pace.admits(state.under_way, true) {
+            } else if state.admits(true) {
                 Lane::Demand
             } else {
                 return;
@@ -151,6 +157,7 @@ impl Upstream {
                 return;
             };
             state.under_way += 1;
+            state.bytes_under_way += batch.stored.end - batch.stored.start;
             let fetcher = &batch.source.fetcher;
             fetcher.counters.add_request(course.lane);
             let transfer = Transfer::new(self.clone(), batch, course, state.latency.late_after());
@@ -168,10 +175,11 @@ impl Upstream {
         lock(&self.state).latency.take_hedge()
     }
 
-    /// Ends a transfer that brought `bytes`, and starts what waits.
-    pub(super) fn ended(self: &Arc<Self>, bytes: u64, error: Option<&Error>) {
+    /// Ends a transfer of `stored_len` bytes that brought `bytes`, and starts what waits.
+    pub(super) fn ended(self: &Arc<Self>, stored_len: u64, bytes: u64, error: Option<&Error>) {
         let mut state = lock(&self.state);
         state.under_way -= 1;
+        state.bytes_under_way -= stored_len;
         match error {
             Some(error) if error.kind() == ErrorKind::Unavailable => state.pace.refused(),
             _ => {
