@@ -276,7 +276,7 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
-    use super::super::coalesce::{GAP, RANGE_LEN};
+    use super::super::coalesce::{GAP, LONG_RANGE_LEN, RANGE_LEN};
     use super::*;
     use crate::Fetcher;
     use crate::testing::SampleLayer;
@@ -372,12 +372,14 @@ mod tests {
         want(&mut board, &far, &[0, 1], Lane::Fill);
         assert_eq!(take(&mut board).expect("a range").0, [0]);
         assert_eq!(take(&mut board).expect("a range").0, [1]);
-        let half = RANGE_LEN as usize / 2 - 100;
-        let long = source(6, half, 0);
-        let mut board = Board::default();
-        want(&mut board, &long, &[0, 1, 2, 3], Lane::Fill);
-        assert_eq!(take(&mut board).expect("a range").0, [0, 1]);
-        assert_eq!(take(&mut board).expect("a range").0, [2, 3]);
+        for (lane, most_len) in [(Lane::Demand, RANGE_LEN), (Lane::Fill, LONG_RANGE_LEN)] {
+            let half = most_len as usize / 2 - 1000;
+            let long = source(4, half, 0);
+            let mut board = Board::default();
+            want(&mut board, &long, &[0, 1, 2, 3], lane);
+            assert_eq!(take(&mut board).expect("a range").0, [0, 1]);
+            assert_eq!(take(&mut board).expect("a range").0, [2, 3]);
+        }
     }
 
     #[tokio::test]
