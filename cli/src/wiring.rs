@@ -9,7 +9,9 @@ use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
-use sluice_storage::{ImageName, Layout, LazyImage, ManifestName, Platform, Repository, load_lazy_image};
+use sluice_storage::{
+    ImageName, Layout, LazyImage, ManifestName, Platform, RemoteLayout, Repository, load_lazy_image,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -84,11 +86,14 @@ impl EndSignals {
 
 /// The client for all registries of a command.
 pub(crate) fn registries(args: &CommonArgs) -> anyhow::Result<Arc<RegistryClient>> {
-    let options = RegistryOptions {
+    let mut options = RegistryOptions {
         plain_http: args.plain_http,
         auth_file: args.auth_file.clone(),
         ..RegistryOptions::default()
     };
+    if let Some(hosts_dir) = &args.hosts_dir {
+        options.hosts_dir.clone_from(hosts_dir);
+    }
     Ok(RegistryClient::new(options)?)
 }
 
@@ -120,6 +125,11 @@ pub(crate) async fn load_image(
         ImageName::Layout { path, name } => {
             let layout = Layout::open(path)?;
             let manifest = layout.manifest_name(name.as_ref())?;
+            (Arc::new(layout), manifest)
+        }
+        ImageName::RemoteLayout { place, name } => {
+            let layout = RemoteLayout::open(place, registries)?;
+            let manifest = layout.manifest_name(name.as_ref()).await?;
             (Arc::new(layout), manifest)
         }
         ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {

@@ -32,7 +32,7 @@ pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::Fetcher;
 pub use image::{LazyImage, LazyLayer, load_lazy_image};
-pub use layout::Layout;
+pub use layout::{Layout, RemoteLayout, RemotePlace};
 pub use plain_layer::PlainLayer;
 pub use platform::Platform;
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};

@@ -28,6 +28,7 @@ mod route;
 mod tls;
 mod transfer;
 mod transport;
+mod web;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -40,7 +41,11 @@ use self::hosts::config::HostConfig;
 pub use self::options::{HttpVersion, RegistryOptions};
 pub use self::reference::Reference;
 pub use self::repository::RegistryRepository;
+#[cfg(feature = "object-storage")]
+pub(crate) use self::retry::Patience;
 use self::transport::Transport;
+pub(crate) use self::web::WebDirectory;
+use crate::layout::RemotePlace;
 use crate::sync::lock;
 use crate::{Error, ErrorKind};
 
@@ -127,6 +132,22 @@ impl RegistryClient {
         let hosts: Vec<Arc<Host>> = configs.iter().map(make).collect::<Result<_, Error>>()?;
         lock(&self.hosts).insert(registry.to_owned(), (configs, hosts.clone()));
         Ok(hosts)
+    }
+
+    /// A directory of a web server.
+    pub(crate) fn web_directory(self: &Arc<Self>, place: &RemotePlace) -> Result<Arc<WebDirectory>, Error> {
+        Ok(Arc::new(WebDirectory::new(self, place)?))
+    }
+
+    /// Connections for whatever needs nothing of the rest.
+    #[cfg(feature = "object-storage")]
+    pub(crate) fn plain_http_client(&self) -> reqwest::Client {
+        self.transport.client()
+    }
+
+    /// How this client talks.
+    pub fn options(&self) -> &RegistryOptions {
+        &self.options
     }
 
     /// What all requests of this client moved so far.

@@ -16,10 +16,10 @@ const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
 /// Why one attempt did not succeed.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) error: Error,
+pub(crate) struct Failure {
+    pub(crate) error: Error,
     /// The wait that the registry asked for.
-    pub(super) retry_after: Option<Duration>,
+    pub(crate) retry_after: Option<Duration>,
 }
 
 impl From<Error> for Failure {
@@ -33,7 +33,7 @@ impl From<Error> for Failure {
 
 /// How many more attempts one operation has.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     first_delay: Duration,
     retries: usize,
     longest_wait: Duration,
@@ -43,7 +43,7 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    pub(super) fn new(options: &RegistryOptions) -> Self {
+    pub(crate) fn new(options: &RegistryOptions) -> Self {
         let (first_delay, retries) = (options.first_retry_delay, options.retries);
         Self {
             first_delay,
@@ -56,7 +56,7 @@ impl Patience {
     }
 
     /// Starts counting anew after an attempt that achieved something.
-    pub(super) fn renew(&mut self) {
+    pub(crate) fn renew(&mut self) {
         self.delays = delays(self.first_delay, self.retries);
         self.attempts = 0;
         self.waited = Duration::ZERO;
@@ -66,7 +66,7 @@ impl Patience {
     ///
     /// # Errors
     /// The failure, when it is not temporary or there have been enough of them.
-    pub(super) async fn after(&mut self, failure: Failure) -> Result<(), Error> {
+    pub(crate) async fn after(&mut self, failure: Failure) -> Result<(), Error> {
         match self.next_delay(&failure) {
             Some(delay) => {
                 tracing::debug!(error = %failure.error, ?delay, "trying again");

@@ -130,6 +130,12 @@ impl Transport {
         Ok(transport)
     }
 
+    /// The pool itself, for clients of other protocols.
+    #[cfg(feature = "object-storage")]
+    pub(super) fn client(&self) -> Client {
+        self.proxied.clone()
+    }
+
     fn build(
         options: &RegistryOptions,
         traffic: &Arc<TrafficCounters>,
