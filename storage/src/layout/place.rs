@@ -81,7 +81,7 @@ impl RemotePlace {
             Some("must have no password, query or fragment")
         } else if place.path.split('/').any(|part| matches!(part, "." | "..")) {
             Some("must not have . or .. in its path")
-        } else if place.url().is_none_or(|url| !url.has_host()) {
+        } else if authority.is_empty() || place.url().is_none_or(|url| !url.has_host()) {
             Some("is not a host, or a bucket, and a path")
         } else {
             None
