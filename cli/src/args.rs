@@ -64,6 +64,9 @@ pub(crate) struct CommonArgs {
     /// Credentials in the format of docker's config.json, instead of the usual places.
     #[arg(long, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
     pub(crate) auth_file: Option<PathBuf>,
+    /// Directory of hosts.toml files (mirrors, certificates, headers), as containerd has it. Default: /etc/containerd/certs.d.
+    #[arg(long, value_name = "DIR", env = "SLUICE_HOSTS_DIR")]
+    pub(crate) hosts_dir: Option<PathBuf>,
 }
 
 /// How layers are cut and compressed.
@@ -82,7 +85,7 @@ pub(crate) struct EncodingArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct ConvertArgs {
-    /// Image to read: docker://, oci:, oci-archive: or docker-archive: ("-" as the path reads an archive from standard input).
+    /// Image to read: docker://, oci:, oci+https://, oci-archive: or docker-archive: ("-" as the path reads an archive from standard input).
     pub(crate) source: ImageName,
     /// Where to write it: docker://, oci: or oci-archive:.
     pub(crate) target: ImageName,
@@ -211,7 +214,7 @@ pub(crate) enum FrontArg {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MountArgs {
-    /// Converted image: docker:// or oci:.
+    /// Converted image: docker://, oci: or oci+https://.
     pub(crate) source: ImageName,
     /// Directory to mount it on.
     pub(crate) dir: PathBuf,

@@ -10,8 +10,8 @@ use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
 use sluice_storage::{
-    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository,
-    load_lazy_image_cached,
+    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, RemoteLayout, Repository,
+    WritableRepository, load_lazy_image_cached,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -87,11 +87,14 @@ impl EndSignals {
 
 /// The client for all registries of a command.
 pub(crate) fn registries(args: &CommonArgs) -> anyhow::Result<Arc<RegistryClient>> {
-    let options = RegistryOptions {
+    let mut options = RegistryOptions {
         plain_http: args.plain_http,
         auth_file: args.auth_file.clone(),
         ..RegistryOptions::default()
     };
+    if let Some(hosts_dir) = &args.hosts_dir {
+        options.hosts_dir.clone_from(hosts_dir);
+    }
     Ok(RegistryClient::new(options)?)
 }
 
@@ -119,13 +122,26 @@ pub(crate) async fn load_image(
     registries: &Arc<RegistryClient>,
     cache: &Arc<Cache>,
 ) -> anyhow::Result<LazyImage> {
-    let (repository, manifest) = repository(name, registries)?;
-    let repository: Arc<dyn Repository> = repository;
+    let (repository, manifest) = repository(name, registries).await?;
     Ok(load_lazy_image_cached(&repository, &manifest, platform, &Limits::default(), cache).await?)
 }
 
-/// Where an image is, and its name there.
-pub(crate) fn repository(
+/// Where an image is, for reading, and its name there.
+pub(crate) async fn repository(
+    name: &ImageName,
+    registries: &Arc<RegistryClient>,
+) -> anyhow::Result<(Arc<dyn Repository>, ManifestName)> {
+    if let ImageName::RemoteLayout { place, name } = name {
+        let layout = RemoteLayout::open(place, registries)?;
+        let manifest = layout.manifest_name(name.as_ref()).await?;
+        return Ok((Arc::new(layout), manifest));
+    }
+    let (repository, manifest) = writable_repository(name, registries)?;
+    Ok((repository, manifest))
+}
+
+/// Where an image is, for writing beside it, and its name there.
+pub(crate) fn writable_repository(
     name: &ImageName,
     registries: &Arc<RegistryClient>,
 ) -> anyhow::Result<(Arc<dyn WritableRepository>, ManifestName)> {
@@ -136,10 +152,11 @@ pub(crate) fn repository(
             let manifest = layout.manifest_name(name.as_ref())?;
             Ok((Arc::new(layout), manifest))
         }
+        ImageName::RemoteLayout { .. } => {
+            bail!("{name} can only be read; name an image in docker:// or oci:")
+        }
         ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {
-            bail!(
-                "{name} cannot be mounted: an archive is not read by ranges; convert it to docker:// or oci: first"
-            )
+            bail!("{name} is an archive, which is not read by ranges; convert it to docker:// or oci: first")
         }
     }
 }

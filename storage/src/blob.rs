@@ -44,6 +44,9 @@ pub trait Blob: Debug + Send + Sync {
     /// Who carries the load of reading it: a host, or a local disk. Blobs with the same upstream share its bandwidth and its
     /// patience.
     fn upstream(&self) -> Arc<str>;
+
+    /// What was read last did not verify. A blob that can be read from several hosts is read from another one for a while.
+    fn gave_wrong_bytes(&self) {}
 }
 
 /// Refuses a range that does not lie within a blob of `stored_len` bytes.

@@ -44,7 +44,7 @@ pub use image::{
     LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_lazy_image_cached, load_resolved_image,
     load_resolved_image_cached, resolve_image, resolve_image_cached,
 };
-pub use layout::Layout;
+pub use layout::{Layout, RemoteLayout, RemotePlace};
 pub use plain_layer::{PlainLayer, PlainLayerOptions, ReadObserver};
 pub use platform::Platform;
 pub use profile::{ProfileStore, Recorder};

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | `docker://host[:port]/name[:tag][@digest]` | an image in a registry; Docker Hub, `library/` and `latest` are implied |
 //! | `oci:path[:tag]`, `oci:path@sha256:…` | an image in an OCI layout directory |
+//! | `oci+https://host[:port]/path[:tag]`, `oci+http://…` | the same directory on a web server, for reading |
+//! | `oci+s3://bucket/prefix[:tag]`, `oci+oss://…`, `oci+gcs://…`, `oci+azblob://…` | the same in object storage, for reading |
 //! | `oci-archive:path[:tag]` | the same inside a tar |
 //! | `docker-archive:path[:reference]` | the output of `docker save` |
 //!
@@ -15,11 +17,12 @@ use std::str::FromStr;
 
 use sluice_format::Digest;
 
+use crate::layout::{RemotePlace, Service};
 use crate::registry::Reference;
 use crate::{Error, ErrorKind, ManifestName};
 
 /// The transports, as they are listed in messages.
-const KNOWN: &str = "docker://, oci:, oci-archive:, docker-archive:";
+const KNOWN: &str = "docker://, oci:, oci+https://, oci-archive:, docker-archive:";
 
 /// Path that means standard input.
 const STDIN: &str = "-";
@@ -33,6 +36,13 @@ pub enum ImageName {
     Layout {
         /// The directory.
         path: PathBuf,
+        /// Which image; `None` for the only one.
+        name: Option<ManifestName>,
+    },
+    /// In an OCI layout that is read over the network.
+    RemoteLayout {
+        /// The directory there.
+        place: RemotePlace,
         /// Which image; `None` for the only one.
         name: Option<ManifestName>,
     },
@@ -57,7 +67,7 @@ impl ImageName {
     pub fn is_stdin(&self) -> bool {
         match self {
             Self::OciArchive { path, .. } | Self::DockerArchive { path, .. } => path == Path::new(STDIN),
-            Self::Registry(_) | Self::Layout { .. } => false,
+            Self::Registry(_) | Self::Layout { .. } | Self::RemoteLayout { .. } => false,
         }
     }
 }
@@ -89,17 +99,53 @@ impl FromStr for ImageName {
                 let (path, reference) = path_and_text(text, rest)?;
                 Ok(Self::DockerArchive { path, reference })
             }
-            _ => Err(unknown_transport(text, transport)),
+            _ => {
+                let service = transport.strip_prefix("oci+").and_then(Service::from_scheme);
+                match service {
+                    Some(service) => remote_layout(text, service, rest),
+                    None => Err(unknown_transport(text, transport)),
+                }
+            }
         }
     }
+}
+
+/// Takes `//host[:port]/path[:tag]` or `//bucket/prefix[:tag]` apart.
+fn remote_layout(whole: &str, service: Service, rest: &str) -> Result<ImageName, Error> {
+    let Some(rest) = rest.strip_prefix("//") else {
+        return Err(invalid(whole, "needs two slashes after the colon"));
+    };
+    // The first colon of a web server's part is that of its port.
+    let authority_len = match service.is_web() {
+        true => rest.find('/').unwrap_or(rest.len()),
+        false => 0,
+    };
+    let (authority, path) = rest.split_at(authority_len);
+    let (path, name) = match path.is_empty() {
+        true => (PathBuf::new(), None),
+        false => path_and_name(whole, path)?,
+    };
+    let location = format!("{authority}{}", path.display());
+    let place = RemotePlace::new(service, &location).map_err(|error| invalid(whole, error))?;
+    Ok(ImageName::RemoteLayout { place, name })
 }
 
 impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Registry(reference) => write!(f, "docker://{reference}"),
-            Self::Layout { path, name } => write_path_and_name(f, "oci", path, name.as_ref()),
-            Self::OciArchive { path, name } => write_path_and_name(f, "oci-archive", path, name.as_ref()),
+            Self::Layout { path, name } => {
+                write!(f, "oci:{}", path.display())?;
+                write_name(f, name.as_ref())
+            }
+            Self::RemoteLayout { place, name } => {
+                write!(f, "{place}")?;
+                write_name(f, name.as_ref())
+            }
+            Self::OciArchive { path, name } => {
+                write!(f, "oci-archive:{}", path.display())?;
+                write_name(f, name.as_ref())
+            }
             Self::DockerArchive { path, reference } => {
                 write!(f, "docker-archive:{}", path.display())?;
                 reference.as_ref().map_or(Ok(()), |text| write!(f, ":{text}"))
@@ -108,13 +154,7 @@ impl fmt::Display for ImageName {
     }
 }
 
-fn write_path_and_name(
-    f: &mut fmt::Formatter<'_>,
-    transport: &str,
-    path: &Path,
-    name: Option<&ManifestName>,
-) -> fmt::Result {
-    write!(f, "{transport}:{}", path.display())?;
+fn write_name(f: &mut fmt::Formatter<'_>, name: Option<&ManifestName>) -> fmt::Result {
     match name {
         None => Ok(()),
         Some(ManifestName::Tag(tag)) => write!(f, ":{tag}"),
@@ -203,6 +243,21 @@ mod tests {
             ("oci:/a/b:v1.2", "oci:/a/b:v1.2".to_owned()),
             ("oci:dir:host/name:tag", "oci:dir:host/name:tag".to_owned()),
             (&format!("oci:dir@{digest}"), format!("oci:dir@{digest}")),
+            (
+                "oci+https://example.com:8443/images/py/:3.12",
+                "oci+https://example.com:8443/images/py:3.12".to_owned(),
+            ),
+            ("oci+http://[::1]:80/a", "oci+http://[::1]:80/a".to_owned()),
+            ("oci+https://host", "oci+https://host".to_owned()),
+            (
+                "oci+s3://bucket/some/prefix:t",
+                "oci+s3://bucket/some/prefix:t".to_owned(),
+            ),
+            ("oci+gcs://bucket:t", "oci+gcs://bucket:t".to_owned()),
+            (
+                &format!("oci+azblob://box/p@{digest}"),
+                format!("oci+azblob://box/p@{digest}"),
+            ),
             ("oci-archive:x.tar:t", "oci-archive:x.tar:t".to_owned()),
             ("oci-archive:-", "oci-archive:-".to_owned()),
             ("docker-archive:x.tar", "docker-archive:x.tar".to_owned()),
@@ -256,6 +311,13 @@ mod tests {
             ("oci:-", "standard input"),
             ("oci:dir@sha256:12", "digest"),
             ("oci:dir:a b", "space"),
+            ("oci+ftp://host/x", "is not a transport"),
+            ("oci+https:/host/x", "two slashes"),
+            ("oci+https:///x", "is not a host"),
+            ("oci+s3://", "no path"),
+            ("oci+https://user:secret@host/x", "no password"),
+            ("oci+https://host/x?signature=1", "no password, query"),
+            ("oci+https://host/a/../b", ".."),
         ] {
             let error = text.parse::<ImageName>().expect_err(text);
             assert_eq!(error.kind(), ErrorKind::InvalidInput);

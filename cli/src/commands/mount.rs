@@ -8,9 +8,7 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{
-    Cache, CacheOptions, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Repository, Timeline,
-};
+use sluice_storage::{Cache, CacheOptions, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Timeline};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -119,8 +117,7 @@ async fn open(
     opener: &Opener,
 ) -> anyhow::Result<OpenImage> {
     let platform = wiring::platform(args.platform.as_deref())?;
-    let (repository, name) = wiring::repository(&args.source, registries)?;
-    let repository: Arc<dyn Repository> = repository;
+    let (repository, name) = wiring::repository(&args.source, registries).await?;
     opener.open(&repository, &name, &platform).await
 }
 

@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sluice_format::Limits;
-use sluice_storage::{ImageName, Layout, ManifestName, Reference, RegistryClient, Repository};
+use sluice_storage::{ImageName, Layout, ManifestName, Reference, RegistryClient, RemoteLayout, Repository};
 use tokio::task::spawn_blocking;
 
 use self::tar_file::TarFile;
@@ -42,6 +42,11 @@ impl Source {
         let (repository, manifest): (Arc<dyn Repository>, _) = match name {
             ImageName::Registry(reference) => (registries.repository(reference)?, reference.manifest_name()),
             ImageName::Layout { path, name } => open_layout(path, name.as_ref()).await?,
+            ImageName::RemoteLayout { place, name } => {
+                let layout = RemoteLayout::open(place, registries)?;
+                let manifest = layout.manifest_name(name.as_ref()).await?;
+                (Arc::new(layout), manifest)
+            }
             ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => open_archive(name).await?,
         };
         let reference = match name {

@@ -64,6 +64,9 @@ impl Target {
                 let (archive, layout) = joined(creating.await)?;
                 Ok(Self::in_layout(name, layout, tag, Some(archive)))
             }
+            ImageName::RemoteLayout { .. } => Err(Error::Refused(format!(
+                "{name} can only be read; write oci: and copy the directory there"
+            ))),
             ImageName::DockerArchive { .. } => Err(Error::Refused(
                 "a docker-archive cannot hold zstd layers; write an oci-archive instead, which podman load and \
                  docker load (from 25 on) read as well"

@@ -16,9 +16,9 @@ use sluice_format::artifact::{OCI_INDEX, REF_NAME_ANNOTATION};
 use sluice_format::{BlobDigest, Digest, Limits};
 
 use super::load_bounded;
-use crate::{Descriptor, Error, ErrorKind, Referrer};
+use crate::{Descriptor, Error, ErrorKind, ManifestName, Referrer};
 
-const FILE: &str = "index.json";
+pub(super) const FILE: &str = "index.json";
 
 /// How the names of temporary files begin.
 const TEMPORARY: &str = ".index-";
@@ -96,13 +96,21 @@ pub(super) fn create(dir: &Path) -> Result<(), Error> {
 
 /// The entries in file order.
 pub(super) fn load(dir: &Path, limits: &Limits) -> Result<Vec<LayoutEntry>, Error> {
-    let document = load_json(dir, limits)?;
+    let path = dir.join(FILE);
+    let bytes = load_bounded(&path, &format!("read {}", path.display()), limits.manifest_len)?;
+    parse(&dir.display().to_string(), &bytes)
+}
+
+/// The entries in the bytes of the file; `location` is that of the layout, for messages.
+pub(super) fn parse(location: &str, bytes: &[u8]) -> Result<Vec<LayoutEntry>, Error> {
+    let document: Value =
+        serde_json::from_slice(bytes).map_err(|error| malformed(location).with_source(error))?;
     let entries = document["manifests"].as_array().map_or(&[][..], Vec::as_slice);
     entries
         .iter()
         .map(|entry| {
             let descriptor =
-                Descriptor::deserialize(entry).map_err(|error| malformed(dir).with_source(error))?;
+                Descriptor::deserialize(entry).map_err(|error| malformed(location).with_source(error))?;
             Ok(LayoutEntry {
                 tag: tag_of(entry).map(str::to_owned),
                 descriptor,
@@ -113,20 +121,38 @@ pub(super) fn load(dir: &Path, limits: &Limits) -> Result<Vec<LayoutEntry>, Erro
 }
 
 /// The entry tagged `tag`.
-pub(super) fn find(dir: &Path, tag: &str, limits: &Limits) -> Result<LayoutEntry, Error> {
-    let entries = load(dir, limits)?;
+pub(super) fn find(entries: Vec<LayoutEntry>, location: &str, tag: &str) -> Result<LayoutEntry, Error> {
     let tags = listed(&entries);
     let found = entries
         .into_iter()
         .find(|entry| entry.tag.as_deref() == Some(tag));
     found.ok_or_else(|| {
-        let message = format!("OCI layout {} has no tag \"{tag}\"; it has {tags}", dir.display());
+        let message = format!("OCI layout {location} has no tag \"{tag}\"; it has {tags}");
         Error::new(ErrorKind::NotFound, message)
     })
 }
 
+/// The name of the only manifest.
+pub(super) fn only(entries: &[LayoutEntry], location: &str) -> Result<ManifestName, Error> {
+    match entries {
+        [only] => Ok(ManifestName::Digest(only.descriptor.digest.0)),
+        [] => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("OCI layout {location} holds no image"),
+        )),
+        several => {
+            let message = format!(
+                "OCI layout {location} holds {} images; name one of them: {}",
+                several.len(),
+                listed(several)
+            );
+            Err(Error::new(ErrorKind::InvalidInput, message))
+        }
+    }
+}
+
 /// The tags of `entries` for a message; digests of those without one.
-pub(super) fn listed(entries: &[LayoutEntry]) -> String {
+fn listed(entries: &[LayoutEntry]) -> String {
     let names: Vec<String> = entries
         .iter()
         .map(|entry| {
@@ -147,7 +173,7 @@ pub(super) fn add(dir: &Path, entry: &LayoutEntry, limits: &Limits) -> Result<()
     let _locked = lock(dir)?;
     let mut document = load_json(dir, limits)?;
     let Some(entries) = document["manifests"].as_array_mut() else {
-        return Err(malformed(dir));
+        return Err(malformed(&dir.display().to_string()));
     };
     let digest = entry.descriptor.digest.to_string();
     entries.retain(|old| {
@@ -171,11 +197,11 @@ fn load_json(dir: &Path, limits: &Limits) -> Result<Value, Error> {
     let path = dir.join(FILE);
     let what = format!("read {}", path.display());
     let bytes = load_bounded(&path, &what, limits.manifest_len)?;
-    serde_json::from_slice(&bytes).map_err(|error| malformed(dir).with_source(error))
+    serde_json::from_slice(&bytes).map_err(|error| malformed(&dir.display().to_string()).with_source(error))
 }
 
-fn malformed(dir: &Path) -> Error {
-    let message = format!("{} is not an image index", dir.join(FILE).display());
+fn malformed(location: &str) -> Error {
+    let message = format!("{location}/{FILE} is not an image index");
     Error::new(ErrorKind::Corrupt, message)
 }
 

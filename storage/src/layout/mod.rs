@@ -2,12 +2,18 @@
 //!
 //! `blobs/sha256/<hex>` are the blobs and manifests, `index.json` lists the manifests by tag, `oci-layout` says that the
 //! directory is one. A blob is written to a temporary file beside the others and renamed when its digest is known, so
-//! a blob that is there is whole. `catalog` changes `index.json`, `file_blob` reads and `writer` writes blobs. Source:
+//! a blob that is there is whole. `catalog` changes `index.json`, `file_blob` reads and `writer` writes blobs. The same tree
+//! may lie on a web server or in object storage: `remote` reads it there; what both have in common is in `objects`. Source:
 //! OCI image spec 1.1, "image layout".
 
+#[cfg(feature = "object-storage")]
+mod bucket;
 mod catalog;
 mod file_blob;
+mod objects;
+mod place;
 mod referrers;
+mod remote;
 mod writer;
 
 use std::fs::File;
@@ -18,15 +24,19 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use sluice_format::{BlobDigest, Digest, FormatError, Limits};
+use sluice_format::{BlobDigest, Digest, Limits};
 
 pub use self::catalog::LayoutEntry;
 use self::file_blob::FileBlob;
+pub(crate) use self::objects::Objects;
+use self::objects::{check_len, verify};
+pub use self::place::{RemotePlace, Service};
+pub use self::remote::RemoteLayout;
 use self::writer::FileWriter;
 use crate::referrers::Referrer;
 use crate::{
     Blob, BlobWriter, Descriptor, Error, ErrorKind, Manifest, ManifestName, Repository, WritableRepository,
-    blocking, documents,
+    blocking,
 };
 
 /// File that marks a layout, and the only version of it that there is.
@@ -113,22 +123,7 @@ impl Layout {
         }
         let mut images = self.names()?;
         images.retain(|entry| entry.artifact_type.is_none());
-        match &images[..] {
-            [only] => Ok(ManifestName::Digest(only.descriptor.digest.0)),
-            [] => Err(Error::new(
-                ErrorKind::NotFound,
-                format!("OCI layout {} holds no image", self.dir.display()),
-            )),
-            several => {
-                let message = format!(
-                    "OCI layout {} holds {} images; name one of them: {}",
-                    self.dir.display(),
-                    several.len(),
-                    catalog::listed(several)
-                );
-                Err(Error::new(ErrorKind::InvalidInput, message))
-            }
-        }
+        catalog::only(&images, &self.dir.display().to_string())
     }
 
     /// Lists a manifest that has been stored by digest in `index.json`, without a tag.
@@ -148,32 +143,24 @@ impl Layout {
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         blob_dir(&self.dir).join(digest.to_hex())
     }
+}
 
-    fn load_manifest(&self, name: &ManifestName) -> Result<Manifest, Error> {
-        let (digest, listed_type) = match name {
-            ManifestName::Digest(digest) => (*digest, None),
-            ManifestName::Tag(tag) => {
-                let entry = catalog::find(&self.dir, tag, &self.limits)?;
-                (entry.descriptor.digest.0, Some(entry.descriptor.media_type))
-            }
-        };
-        let what = format!("manifest {digest} of OCI layout {}", self.dir.display());
-        let bytes = self.load_verified(&what, &digest, self.limits.manifest_len)?;
-        let media_type = match listed_type.filter(|media_type| !media_type.is_empty()) {
-            Some(media_type) => media_type,
-            None => documents::manifest_media_type(&bytes, &self.limits)?,
-        };
-        Ok(Manifest {
-            media_type,
-            digest,
-            bytes,
-        })
+impl Objects for Layout {
+    fn location(&self) -> String {
+        self.dir.display().to_string()
     }
 
-    fn load_verified(&self, what: &str, digest: &Digest, max_len: u64) -> Result<Bytes, Error> {
-        let bytes = load_bounded(&self.blob_path(digest), what, max_len)?;
-        verify(what, &bytes, digest)?;
-        Ok(bytes.into())
+    fn fetch<'a>(&'a self, path: &'a str, max_len: u64) -> BoxFuture<'a, Result<Bytes, Error>> {
+        let path = self.dir.join(path);
+        blocking::run("load a file", move || {
+            let what = format!("read {}", path.display());
+            Ok(load_bounded(&path, &what, max_len)?.into())
+        })
+        .boxed()
+    }
+
+    fn open(&self, path: &str, digest: BlobDigest, stored_len: u64) -> Arc<dyn Blob> {
+        Arc::new(FileBlob::new(self.dir.join(path), digest, stored_len))
     }
 }
 
@@ -183,13 +170,12 @@ impl Repository for Layout {
     }
 
     fn fetch_manifest<'a>(&'a self, name: &'a ManifestName) -> BoxFuture<'a, Result<Manifest, Error>> {
-        let (layout, name) = (self.clone(), name.clone());
-        blocking::run("load a manifest", move || layout.load_manifest(&name)).boxed()
+        objects::fetch_manifest(self, name, &self.limits).boxed()
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
-        let path = self.blob_path(&descriptor.digest.0);
-        Arc::new(FileBlob::new(path, descriptor.digest, descriptor.size))
+        let path = objects::blob_path(&descriptor.digest.0);
+        self.open(&path, descriptor.digest, descriptor.size)
     }
 
     fn fetch_blob<'a>(
@@ -197,13 +183,7 @@ impl Repository for Layout {
         descriptor: &'a Descriptor,
         max_len: u64,
     ) -> BoxFuture<'a, Result<Bytes, Error>> {
-        let (layout, digest, size) = (self.clone(), descriptor.digest.0, descriptor.size);
-        blocking::run("load a blob", move || {
-            let what = format!("blob {digest} of OCI layout {}", layout.dir.display());
-            check_len(&what, size, max_len)?;
-            layout.load_verified(&what, &digest, size)
-        })
-        .boxed()
+        objects::fetch_blob(self, descriptor, max_len).boxed()
     }
 
     fn fetch_referrers<'a>(
@@ -211,11 +191,7 @@ impl Repository for Layout {
         subject: &'a Digest,
         artifact_type: &'a str,
     ) -> BoxFuture<'a, Result<Vec<Referrer>, Error>> {
-        let (layout, subject, artifact_type) = (self.clone(), *subject, artifact_type.to_owned());
-        blocking::run("look for referrers", move || {
-            referrers::load(&layout, &subject, &artifact_type)
-        })
-        .boxed()
+        referrers::load(self, subject, artifact_type).boxed()
     }
 }
 
@@ -301,26 +277,4 @@ fn load_bounded(path: &Path, what: &str, max_len: u64) -> Result<Vec<u8>, Error>
     let mut bytes = Vec::new();
     file.take(len).read_to_end(&mut bytes).map_err(refuse)?;
     Ok(bytes)
-}
-
-fn check_len(what: &str, len: u64, max_len: u64) -> Result<(), Error> {
-    if len <= max_len {
-        return Ok(());
-    }
-    let message = format!("{what} has {len} bytes, over the limit of {max_len}");
-    Err(Error::new(ErrorKind::InvalidInput, message))
-}
-
-/// Compares the digest of a document with the expected one.
-fn verify(what: &str, bytes: &[u8], expected: &Digest) -> Result<(), Error> {
-    let found = Digest::of(bytes);
-    if found == *expected {
-        return Ok(());
-    }
-    Err(FormatError::Corrupt {
-        what: what.to_owned(),
-        expected: *expected,
-        found,
-    }
-    .into())
 }

@@ -5,18 +5,24 @@ use sluice_format::artifact::OCI_MANIFEST;
 
 use super::Layout;
 use crate::referrers::{ArtifactManifest, REFERRERS_MAX, Referrer};
-use crate::{Error, ManifestName};
+use crate::{Error, ManifestName, Repository, blocking};
 
-/// The referrers of `subject` that are of this type. Entries that cannot be read are passed over. Blocks on the disk.
-pub(super) fn load(layout: &Layout, subject: &Digest, artifact_type: &str) -> Result<Vec<Referrer>, Error> {
-    let candidates = layout.names()?.into_iter().filter(|entry| {
+/// The referrers of `subject` that are of this type. Entries that cannot be read are passed over.
+pub(super) async fn load(
+    layout: &Layout,
+    subject: &Digest,
+    artifact_type: &str,
+) -> Result<Vec<Referrer>, Error> {
+    let listing = layout.clone();
+    let entries = blocking::run("list a layout", move || listing.names()).await?;
+    let candidates = entries.into_iter().filter(|entry| {
         let typed = entry.artifact_type.as_deref();
         entry.descriptor.media_type == OCI_MANIFEST && typed.is_none_or(|typed| typed == artifact_type)
     });
     let mut found = Vec::new();
     for entry in candidates.take(REFERRERS_MAX) {
         let name = ManifestName::Digest(entry.descriptor.digest.0);
-        let loaded = layout.load_manifest(&name);
+        let loaded = layout.fetch_manifest(&name).await;
         let parsed = loaded.and_then(|manifest| ArtifactManifest::parse(&manifest.bytes, &layout.limits));
         match parsed {
             Ok(manifest) if manifest.belongs(artifact_type, subject) => {

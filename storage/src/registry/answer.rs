@@ -6,10 +6,10 @@
 use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use reqwest::header::{AsHeaderName, RETRY_AFTER};
+use reqwest::header::{AsHeaderName, DATE, RETRY_AFTER};
 use reqwest::{Response, StatusCode};
 use serde::Deserialize;
 use url::Url;
@@ -19,8 +19,6 @@ use super::endpoint::authority;
 use super::retry::Failure;
 use crate::{Error, ErrorKind};
 
-/// Longest pause between two reads of a body. Shorter than the patience of most programs that wait for a file.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of a refusal is read for its message, in bytes, and shown, in characters.
 const REFUSAL_LEN: u64 = 16 << 10;
 const REFUSAL_SHOWN: usize = 300;
@@ -35,6 +33,8 @@ pub(super) struct Answer {
     pub(super) what: Arc<str>,
     /// Which credentials were used, for messages; `None` when none were asked for.
     pub(super) credentials: Option<String>,
+    /// Longest pause between two reads of the body.
+    pub(super) idle_timeout: Duration,
     pub(super) traffic: Arc<TrafficCounters>,
 }
 
@@ -50,14 +50,14 @@ impl Answer {
 
     /// The next bytes of the body; `None` at its end. A body that is cut is an error.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Failure> {
-        let chunk = match tokio::time::timeout(IDLE_TIMEOUT, self.response.chunk()).await {
+        let chunk = match tokio::time::timeout(self.idle_timeout, self.response.chunk()).await {
             Ok(Ok(chunk)) => chunk,
             Ok(Err(error)) => return Err(transport_failure(error, &self.url, &self.what)),
             Err(_) => {
                 let message = format!(
                     "{} sent nothing for {} s in the middle of {}",
                     authority(&self.url),
-                    IDLE_TIMEOUT.as_secs(),
+                    self.idle_timeout.as_secs_f32(),
                     self.what
                 );
                 return Err(Error::new(ErrorKind::Unavailable, message).into());
@@ -89,7 +89,10 @@ impl Answer {
 
     /// The failure that this answer means.
     pub(super) async fn refuse(mut self) -> Failure {
-        let retry_after = self.header(RETRY_AFTER).and_then(|text| text.trim().parse().ok());
+        let date = self.header(DATE);
+        let retry_after = self
+            .header(RETRY_AFTER)
+            .and_then(|text| parse_retry_after(text, date));
         let (code, words) = self.refusal().await;
         let status = self.status();
         let mut message = format!("{} answered {status} to {}", authority(&self.url), self.what);
@@ -106,7 +109,7 @@ impl Answer {
         }
         Failure {
             error: Error::new(kind, message),
-            retry_after: retry_after.map(Duration::from_secs),
+            retry_after,
         }
     }
 
@@ -140,6 +143,20 @@ impl Answer {
             None => Default::default(),
         }
     }
+}
+
+/// `Retry-After`: seconds, or a date, which is taken relative to the `date` of the answer, so that clocks need not agree.
+fn parse_retry_after(text: &str, date: Option<&str>) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let then = httpdate::parse_http_date(text).ok()?;
+    let now = date.and_then(|date| httpdate::parse_http_date(date).ok());
+    Some(
+        then.duration_since(now.unwrap_or_else(SystemTime::now))
+            .unwrap_or_default(),
+    )
 }
 
 /// Registry text made fit for a message.
@@ -210,4 +227,29 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
         };
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        let date = Some("Wed, 21 Oct 2026 07:28:00 GMT");
+        for (text, expected) in [
+            (" 7 ", Some(7)),
+            ("Wed, 21 Oct 2026 07:28:09 GMT", Some(9)),
+            ("Wed, 21 Oct 2026 07:27:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            assert_eq!(
+                parse_retry_after(text, date),
+                expected.map(Duration::from_secs),
+                "{text}"
+            );
+        }
+        let past = parse_retry_after("Wed, 21 Oct 2020 07:28:00 GMT", None);
+        assert_eq!(past, Some(Duration::ZERO));
+    }
 }

@@ -60,6 +60,14 @@ impl Scope {
         }
     }
 
+    /// For a server that is no registry: a password at most.
+    pub(super) fn password_only() -> Self {
+        Self {
+            repository: String::new(),
+            access: Vec::new(),
+        }
+    }
+
     /// The same and reading another repository.
     pub(super) fn and_pull(mut self, repository: &str) -> Self {
         self.access.push(format!("repository:{repository}:pull"));

@@ -1,50 +1,52 @@
-//! The URLs of one repository.
+//! The URLs of one repository at one host.
 
 use std::fmt;
 use std::sync::Arc;
 
 use sluice_format::{BlobDigest, Digest};
-use url::{Host, Url};
+use url::{Host as UrlHost, Url};
 
 use super::Reference;
-use crate::{Error, ErrorKind, ManifestName};
+use super::hosts::Host;
+use super::hosts::health::{Health, Standing};
+use crate::ManifestName;
 
 /// Where the API of one repository is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub(super) struct Endpoint {
-    base: Url,
-    registry: String,
-    repository: String,
+    pub(super) host: Arc<Host>,
+    registry: Arc<str>,
+    repository: Arc<str>,
+    health: Arc<Health>,
 }
 
 impl Endpoint {
-    pub(super) fn new(reference: &Reference, plain_http: bool) -> Result<Self, Error> {
-        let host = reference.api_host();
-        let parsed = Url::parse(&format!("https://{host}/")).map_err(|error| {
-            let message = format!("registry host \"{host}\" is not valid");
-            Error::new(ErrorKind::InvalidInput, message).with_source(error)
-        })?;
-        let base = if plain_http || is_loopback(&parsed) {
-            // Parsed anew: a URL drops the port that its scheme implies, and 443 of plain HTTP must stay.
-            Url::parse(&format!("http://{host}/")).unwrap_or(parsed)
-        } else {
-            parsed
-        };
-        Ok(Self {
-            base,
-            registry: reference.registry().to_owned(),
-            repository: reference.repository().to_owned(),
-        })
+    pub(super) fn new(reference: &Reference, host: Arc<Host>) -> Self {
+        Self {
+            host,
+            registry: reference.registry().into(),
+            repository: reference.repository().into(),
+            health: Arc::default(),
+        }
     }
 
     /// The registry's host, as the reference names it.
-    pub(super) fn host(&self) -> Arc<str> {
-        self.registry.as_str().into()
+    pub(super) fn registry(&self) -> Arc<str> {
+        self.registry.clone()
     }
 
     /// The repository's name within the registry.
     pub(super) fn repository(&self) -> &str {
         &self.repository
+    }
+
+    /// How the host stands with this repository; the narrowest part is new.
+    pub(super) fn standing(&self) -> Standing {
+        Standing {
+            host: self.host.health.clone(),
+            repository: self.health.clone(),
+            blob: Arc::default(),
+        }
     }
 
     pub(super) fn manifest(&self, name: &ManifestName) -> Url {
@@ -76,14 +78,16 @@ impl Endpoint {
     }
 
     fn url(&self, path: &[&str]) -> Url {
-        let mut url = self.base.clone();
+        let mut url = self.host.base.clone();
         // An https or http URL always has path segments.
         if let Ok(mut segments) = url.path_segments_mut() {
             segments
-                .clear()
-                .push("v2")
+                .pop_if_empty()
                 .extend(self.repository.split('/'))
                 .extend(path);
+        }
+        if let Some(namespace) = &self.host.namespace {
+            url.query_pairs_mut().append_pair("ns", namespace);
         }
         url
     }
@@ -104,9 +108,9 @@ impl fmt::Debug for Endpoint {
 /// Whether a URL's host is this machine by its very name.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(UrlHost::Domain(name)) => name == "localhost",
+        Some(UrlHost::Ipv4(address)) => address.is_loopback(),
+        Some(UrlHost::Ipv6(address)) => address.is_loopback(),
         None => false,
     }
 }
@@ -122,11 +126,27 @@ pub(super) fn authority(url: &Url) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use super::super::hosts::config::{self, HostConfig};
+    use super::super::transport::Transport;
+    use super::super::{RegistryOptions, TrafficCounters};
     use super::*;
+
+    fn endpoint(reference: &Reference, plain_http: bool, config: &HostConfig) -> Endpoint {
+        let options = RegistryOptions {
+            plain_http,
+            ..RegistryOptions::default()
+        };
+        let traffic = Arc::new(TrafficCounters::default());
+        let shared = Transport::new(&options, &traffic).unwrap();
+        let host = Host::new(config, reference, &options, &shared, &traffic).unwrap();
+        Endpoint::new(reference, Arc::new(host))
+    }
 
     fn manifest_url(reference: &str, plain_http: bool) -> String {
         let reference: Reference = reference.parse().unwrap();
-        let endpoint = Endpoint::new(&reference, plain_http).unwrap();
+        let endpoint = endpoint(&reference, plain_http, &HostConfig::default());
         endpoint.manifest(&reference.manifest_name()).to_string()
     }
 
@@ -171,9 +191,40 @@ mod tests {
     }
 
     #[test]
+    fn mirrors_are_told_whose_place_they_take() {
+        let reference: Reference = "busybox:t".parse().unwrap();
+        for (host, url) in [
+            (
+                "server = \"https://registry-1.docker.io\"",
+                "https://registry-1.docker.io/v2/library/busybox/manifests/t",
+            ),
+            (
+                "[host.\"http://m:81\"]",
+                "http://m:81/v2/library/busybox/manifests/t?ns=docker.io",
+            ),
+            (
+                "[host.\"https://m/p/\"]",
+                "https://m/p/v2/library/busybox/manifests/t?ns=docker.io",
+            ),
+            (
+                "[host.\"https://m/p/v2\"]",
+                "https://m/p/v2/library/busybox/manifests/t?ns=docker.io",
+            ),
+            (
+                "[host.\"https://m/p\"]\noverride_path = true",
+                "https://m/p/library/busybox/manifests/t?ns=docker.io",
+            ),
+        ] {
+            let hosts = config::parse(host, Path::new("hosts.toml")).unwrap();
+            let endpoint = endpoint(&reference, false, &hosts[0]);
+            assert_eq!(endpoint.manifest(&reference.manifest_name()).to_string(), url);
+        }
+    }
+
+    #[test]
     fn tags_and_repositories_cannot_leave_their_place() {
         let reference: Reference = "example.com/a".parse().unwrap();
-        let endpoint = Endpoint::new(&reference, false).unwrap();
+        let endpoint = endpoint(&reference, false, &HostConfig::default());
         let url = endpoint.manifest(&ManifestName::Tag("../../x?y".into()));
         assert_eq!(url.path(), "/v2/a/manifests/..%2F..%2Fx%3Fy");
         let digest = BlobDigest(Digest::of(b""));

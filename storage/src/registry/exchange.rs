@@ -4,45 +4,47 @@
 //! ask for, and get, credentials of its own. A `401` is answered once per hop. Whatever status comes in the end is
 //! returned; judging it is the caller's part, and so is retrying.
 
-use std::sync::Arc;
-
 use reqwest::header::LOCATION;
 use reqwest::{Method, StatusCode};
 use url::Url;
 
+use super::RegistryOptions;
 use super::answer::Answer;
 use super::auth::{Authorizer, Renewal, Scope};
 use super::credentials::CredentialFiles;
 use super::endpoint::authority;
 use super::retry::Failure;
 use super::transport::{Request, Transport};
-use super::{RegistryOptions, TrafficCounters};
 use crate::{Error, ErrorKind};
 
 /// Redirects followed for one request; ten is what browsers' and Go's clients allow.
 const MAX_REDIRECTS: usize = 10;
 
-/// The connections and tokens of a client.
+/// The tokens of a client.
 #[derive(Debug)]
 pub(super) struct Exchange {
-    transport: Transport,
     authorizer: Authorizer,
 }
 
 impl Exchange {
-    pub(super) fn new(options: &RegistryOptions, traffic: &Arc<TrafficCounters>) -> Result<Self, Error> {
+    pub(super) fn new(options: &RegistryOptions) -> Self {
         let files = CredentialFiles::new(options.auth_file.as_deref());
-        Ok(Self {
-            transport: Transport::new(traffic)?,
+        Self {
             authorizer: Authorizer::new(files),
-        })
+        }
     }
 
-    /// Sends `request` to `url`, answers challenges and follows redirects.
-    pub(super) async fn send(&self, request: &Request, url: &Url, scope: &Scope) -> Result<Answer, Failure> {
+    /// Sends `request` to `url` over the connections of its host, answers challenges and follows redirects.
+    pub(super) async fn send(
+        &self,
+        transport: &Transport,
+        request: &Request,
+        url: &Url,
+        scope: &Scope,
+    ) -> Result<Answer, Failure> {
         let mut url = url.clone();
         for _ in 0..=MAX_REDIRECTS {
-            let answer = self.send_authorized(request, &url, scope).await?;
+            let answer = self.send_authorized(transport, request, &url, scope).await?;
             match redirect(request, &answer)? {
                 None => return Ok(answer),
                 Some(next) => url = next,
@@ -52,24 +54,28 @@ impl Exchange {
         Err(Error::new(ErrorKind::Unsupported, message).into())
     }
 
-    async fn send_authorized(&self, request: &Request, url: &Url, scope: &Scope) -> Result<Answer, Failure> {
-        let known = self.authorizer.current(&self.transport, url, scope).await?;
+    async fn send_authorized(
+        &self,
+        transport: &Transport,
+        request: &Request,
+        url: &Url,
+        scope: &Scope,
+    ) -> Result<Answer, Failure> {
+        let known = self.authorizer.current(transport, url, scope).await?;
         let header = known.as_ref().map(|known| known.header.clone());
-        let mut answer = self.transport.send(request, url, header).await?;
+        let mut answer = transport.send(request, url, header).await?;
         answer.credentials = known.as_ref().map(|known| known.credentials.clone());
         if answer.status() != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        let renewal = self
-            .authorizer
-            .renew(&self.transport, &answer, scope, known.as_ref());
+        let renewal = self.authorizer.renew(transport, &answer, scope, known.as_ref());
         match renewal.await? {
             Renewal::Impossible(why) => {
                 answer.credentials = Some(why);
                 Ok(answer)
             }
             Renewal::Granted(granted) => {
-                let mut answer = self.transport.send(request, url, Some(granted.header)).await?;
+                let mut answer = transport.send(request, url, Some(granted.header)).await?;
                 answer.credentials = Some(granted.credentials);
                 Ok(answer)
             }

@@ -16,53 +16,39 @@ mod auth;
 mod credentials;
 mod endpoint;
 mod exchange;
+mod hosts;
+mod options;
+mod part;
 mod pull;
 mod push;
 mod reference;
 mod referrers;
 mod repository;
 mod retry;
+mod route;
+mod tls;
+mod transfer;
 mod transport;
+mod web;
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
-
-use sluice_format::Limits;
+use std::sync::{Arc, Mutex};
 
 use self::endpoint::Endpoint;
 use self::exchange::Exchange;
+use self::hosts::Host;
+use self::hosts::config::HostConfig;
+pub use self::options::{HttpVersion, RegistryOptions};
 pub use self::reference::Reference;
 pub use self::repository::RegistryRepository;
-use crate::Error;
-
-/// Wait before the first retry; doubled by each one after it.
-const FIRST_RETRY_DELAY: Duration = Duration::from_millis(250);
-
-/// How to talk to registries.
-#[derive(Clone, Debug)]
-pub struct RegistryOptions {
-    /// Plain HTTP for every registry, not just for those on loopback.
-    pub plain_http: bool,
-    /// The only file to take credentials from. Without it: `REGISTRY_AUTH_FILE`, else the files of podman and docker.
-    pub auth_file: Option<PathBuf>,
-    /// Wait before the first retry of a temporary failure; later ones wait longer.
-    pub first_retry_delay: Duration,
-    /// Bounds on what registries send.
-    pub limits: Limits,
-}
-
-impl Default for RegistryOptions {
-    fn default() -> Self {
-        Self {
-            plain_http: false,
-            auth_file: None,
-            first_retry_delay: FIRST_RETRY_DELAY,
-            limits: Limits::default(),
-        }
-    }
-}
+#[cfg(feature = "object-storage")]
+pub(crate) use self::retry::Patience;
+use self::transport::Transport;
+pub(crate) use self::web::WebDirectory;
+use crate::layout::RemotePlace;
+use crate::sync::lock;
+use crate::{Error, ErrorKind};
 
 /// Requests and bytes so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -82,11 +68,17 @@ struct TrafficCounters {
     sent_bytes: AtomicU64,
 }
 
+/// The hosts of a registry, as `hosts.toml` listed them when they were last asked for.
+type KnownHosts = (Vec<HostConfig>, Vec<Arc<Host>>);
+
 /// The connections, tokens and counters of all registries that a process talks to.
 #[derive(Debug)]
 pub struct RegistryClient {
     options: RegistryOptions,
     exchange: Exchange,
+    /// Connections for hosts that need nothing of their own.
+    transport: Transport,
+    hosts: Mutex<HashMap<String, KnownHosts>>,
     traffic: Arc<TrafficCounters>,
 }
 
@@ -97,21 +89,66 @@ impl RegistryClient {
     /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the TLS roots of the system cannot be loaded.
     pub fn new(options: RegistryOptions) -> Result<Arc<Self>, Error> {
         let traffic = Arc::new(TrafficCounters::default());
-        let exchange = Exchange::new(&options, &traffic)?;
         Ok(Arc::new(Self {
+            exchange: Exchange::new(&options),
+            transport: Transport::new(&options, &traffic)?,
             options,
-            exchange,
+            hosts: Mutex::default(),
             traffic,
         }))
     }
 
-    /// The repository that `reference` names; its tag or digest does not matter.
+    /// The repository that `reference` names; its tag or digest does not matter. Looks for a `hosts.toml`, which blocks on the
+    /// disk for a moment; one that was changed counts from the next call on.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a host that no URL can hold.
+    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a host that no URL can hold, and for a `hosts.toml` or
+    /// a certificate that is not valid.
     pub fn repository(self: &Arc<Self>, reference: &Reference) -> Result<Arc<RegistryRepository>, Error> {
-        let endpoint = Endpoint::new(reference, self.options.plain_http)?;
-        Ok(Arc::new(RegistryRepository::new(self.clone(), endpoint)))
+        let hosts = self.hosts(reference)?;
+        let mut endpoints: Vec<Endpoint> = hosts
+            .into_iter()
+            .map(|host| Endpoint::new(reference, host))
+            .collect();
+        let origin = endpoints.pop().ok_or_else(|| {
+            let message = format!("there is no host for {}", reference.registry());
+            Error::new(ErrorKind::InvalidInput, message)
+        })?;
+        Ok(Arc::new(RegistryRepository::new(self.clone(), endpoints, origin)))
+    }
+
+    /// The hosts that answer for the registry of `reference`; the same ones as before while their configuration stays.
+    fn hosts(&self, reference: &Reference) -> Result<Vec<Arc<Host>>, Error> {
+        let registry = reference.registry();
+        let configs = hosts::directory::load(&self.options.hosts_dir, registry)?;
+        if let Some((known, hosts)) = lock(&self.hosts).get(registry)
+            && *known == configs
+        {
+            return Ok(hosts.clone());
+        }
+        let make = |config| {
+            let host = Host::new(config, reference, &self.options, &self.transport, &self.traffic)?;
+            Ok(Arc::new(host))
+        };
+        let hosts: Vec<Arc<Host>> = configs.iter().map(make).collect::<Result<_, Error>>()?;
+        lock(&self.hosts).insert(registry.to_owned(), (configs, hosts.clone()));
+        Ok(hosts)
+    }
+
+    /// A directory of a web server.
+    pub(crate) fn web_directory(self: &Arc<Self>, place: &RemotePlace) -> Result<Arc<WebDirectory>, Error> {
+        Ok(Arc::new(WebDirectory::new(self, place)?))
+    }
+
+    /// Connections for whatever needs nothing of the rest.
+    #[cfg(feature = "object-storage")]
+    pub(crate) fn plain_http_client(&self) -> reqwest::Client {
+        self.transport.client()
+    }
+
+    /// How this client talks.
+    pub fn options(&self) -> &RegistryOptions {
+        &self.options
     }
 
     /// What all requests of this client moved so far.

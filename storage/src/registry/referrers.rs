@@ -98,7 +98,7 @@ async fn try_fetch_page(
 ) -> Result<(Vec<Referrer>, Option<Url>), Failure> {
     let what = format!("referrers of {subject} in {}", repository.endpoint);
     let request = Request::new(Method::GET, what).header(ACCEPT, OCI_INDEX);
-    let answer = repository.send_pull(&request, url).await?;
+    let answer = repository.send_pull(&repository.endpoint, &request, url).await?;
     if answer.status() != StatusCode::OK {
         return Err(answer.refuse().await);
     }

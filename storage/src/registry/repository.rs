@@ -16,10 +16,13 @@ use super::RegistryClient;
 use super::answer::Answer;
 use super::auth::Scope;
 use super::endpoint::Endpoint;
-use super::pull::RegistryBlob;
+use super::hosts::config::Capabilities;
+use super::pull::RemoteBlob;
 use super::push::{self, RegistryWriter};
 use super::referrers;
 use super::retry::{Failure, Patience};
+use super::route::Route;
+use super::transfer::Place;
 use super::transport::Request;
 use crate::referrers::Referrer;
 use crate::{
@@ -31,6 +34,9 @@ use crate::{
 #[derive(Clone)]
 pub struct RegistryRepository {
     client: Arc<RegistryClient>,
+    /// In the order in which they are asked; the origin is the last.
+    endpoints: Arc<[Endpoint]>,
+    /// The one that is written to: the first that may be.
     pub(super) endpoint: Endpoint,
 }
 
@@ -41,8 +47,15 @@ impl fmt::Debug for RegistryRepository {
 }
 
 impl RegistryRepository {
-    pub(super) fn new(client: Arc<RegistryClient>, endpoint: Endpoint) -> Self {
-        Self { client, endpoint }
+    /// A repository at `endpoints`, of which there is at least one besides `origin`, or that one.
+    pub(super) fn new(client: Arc<RegistryClient>, mirrors: Vec<Endpoint>, origin: Endpoint) -> Self {
+        let endpoints: Arc<[Endpoint]> = mirrors.into_iter().chain([origin.clone()]).collect();
+        let pushes = endpoints.iter().find(|endpoint| endpoint.host.capabilities.push);
+        Self {
+            client,
+            endpoint: pushes.unwrap_or(&origin).clone(),
+            endpoints,
+        }
     }
 
     /// The client that it shares with other repositories.
@@ -55,13 +68,19 @@ impl RegistryRepository {
     }
 
     pub(super) fn patience(&self) -> Patience {
-        Patience::new(self.client.options.first_retry_delay)
+        Patience::new(&self.client.options)
     }
 
     /// One attempt at a request that reads.
-    pub(super) async fn send_pull(&self, request: &Request, url: &Url) -> Result<Answer, Failure> {
-        let scope = Scope::pull(self.endpoint.repository());
-        self.client.exchange.send(request, url, &scope).await
+    pub(super) async fn send_pull(
+        &self,
+        endpoint: &Endpoint,
+        request: &Request,
+        url: &Url,
+    ) -> Result<Answer, Failure> {
+        let scope = Scope::pull(endpoint.repository());
+        let transport = &endpoint.host.transport;
+        self.client.exchange.send(transport, request, url, &scope).await
     }
 
     /// One attempt at a request that writes, and that reads `from` when it takes a blob over from there.
@@ -71,19 +90,33 @@ impl RegistryRepository {
         url: &Url,
         from: Option<&str>,
     ) -> Result<Answer, Failure> {
+        let host = &self.endpoint.host;
+        if !host.capabilities.push {
+            let message = format!("no host of {} may be pushed to", self.endpoint.registry());
+            return Err(Error::new(ErrorKind::Unsupported, message).into());
+        }
         let mut scope = Scope::push(self.endpoint.repository());
         if let Some(from) = from {
             scope = scope.and_pull(from);
         }
-        self.client.exchange.send(request, url, &scope).await
+        self.client
+            .exchange
+            .send(&host.transport, request, url, &scope)
+            .await
     }
 
-    async fn try_fetch_manifest(&self, name: &ManifestName) -> Result<Manifest, Failure> {
+    async fn try_fetch_manifest(
+        &self,
+        endpoint: &Endpoint,
+        name: &ManifestName,
+    ) -> Result<Manifest, Failure> {
         let limits = &self.client.options.limits;
-        let what = format!("manifest {name} of {}", self.endpoint);
+        let what = format!("manifest {name} of {endpoint}");
         let accepted = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
         let request = Request::new(Method::GET, what.clone()).header(ACCEPT, &accepted);
-        let answer = self.send_pull(&request, &self.endpoint.manifest(name)).await?;
+        let answer = self
+            .send_pull(endpoint, &request, &endpoint.manifest(name))
+            .await?;
         if answer.status() != StatusCode::OK {
             return Err(answer.refuse().await);
         }
@@ -129,6 +162,38 @@ impl RegistryRepository {
         }
     }
 
+    /// Runs `attempt` at one host after the other until it succeeds or patience ends.
+    pub(super) async fn retry_at<'a, T, A>(
+        &'a self,
+        is_able: impl Fn(Capabilities) -> bool,
+        mut attempt: impl FnMut(&'a Endpoint) -> A,
+    ) -> Result<T, Error>
+    where
+        A: Future<Output = Result<T, Failure>>,
+    {
+        let able: Vec<&Endpoint> = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| is_able(endpoint.host.capabilities))
+            .collect();
+        let standings = able.iter().map(|endpoint| endpoint.standing()).collect();
+        let mut route = Route::new(standings, self.patience());
+        loop {
+            let at = route.next();
+            let Some(endpoint) = able.get(at) else {
+                let message = format!("no host of {} may be asked for that", self.endpoint.registry());
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            };
+            match attempt(endpoint).await {
+                Ok(value) => {
+                    route.worked(at);
+                    return Ok(value);
+                }
+                Err(failure) => route.after(at, failure).await?,
+            }
+        }
+    }
+
     /// Runs `attempt` until it succeeds or patience ends.
     pub(super) async fn retry<T, A>(&self, mut attempt: impl FnMut() -> A) -> Result<T, Error>
     where
@@ -150,14 +215,29 @@ impl Repository for RegistryRepository {
     }
 
     fn fetch_manifest<'a>(&'a self, name: &'a ManifestName) -> BoxFuture<'a, Result<Manifest, Error>> {
-        Box::pin(self.retry(|| self.try_fetch_manifest(name)))
+        let is_able = |able: Capabilities| match name {
+            ManifestName::Tag(_) => able.resolve,
+            ManifestName::Digest(_) => able.pull,
+        };
+        Box::pin(self.retry_at(is_able, move |endpoint| self.try_fetch_manifest(endpoint, name)))
     }
 
     fn open_blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
-        Arc::new(RegistryBlob::new(
-            self.clone(),
-            descriptor.digest,
-            descriptor.size,
+        let pulls = self
+            .endpoints
+            .iter()
+            .filter(|endpoint| endpoint.host.capabilities.pull);
+        let places = pulls.map(|endpoint| {
+            let scope = Scope::pull(endpoint.repository());
+            let url = endpoint.blob(&descriptor.digest);
+            Place::new(endpoint.host.clone(), endpoint.standing(), url, scope)
+        });
+        Arc::new(RemoteBlob::new(
+            &self.client,
+            self.endpoint.to_string(),
+            self.endpoint.registry(),
+            (descriptor.digest, descriptor.size),
+            places.collect(),
         ))
     }
 
@@ -172,12 +252,15 @@ impl Repository for RegistryRepository {
                 let message = format!("blob {digest} has {size} bytes, over the limit of {max_len}");
                 return Err(Error::new(ErrorKind::InvalidInput, message));
             }
-            let bytes = self.open_blob(descriptor).read_range(0..*size).await?;
-            verify(
-                &format!("blob {digest} of {}", self.endpoint),
-                Digest::of(&bytes),
-                digest.0,
-            )?;
+            let blob = self.open_blob(descriptor);
+            let what = format!("blob {digest} of {}", self.endpoint);
+            let bytes = blob.read_range(0..*size).await?;
+            if Digest::of(&bytes) == digest.0 {
+                return Ok(bytes);
+            }
+            blob.gave_wrong_bytes();
+            let bytes = blob.read_range(0..*size).await?;
+            verify(&what, Digest::of(&bytes), digest.0)?;
             Ok(bytes)
         }
         .boxed()

@@ -10,19 +10,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method};
-use url::Url;
+use reqwest::{Client, ClientBuilder, Method};
+use url::{Origin, Url};
 
-use super::TrafficCounters;
 use super::answer::{Answer, transport_failure};
 use super::endpoint::{authority, is_loopback};
+use super::hosts::config::HostConfig;
 use super::retry::Failure;
+use super::{HttpVersion, RegistryOptions, TrafficCounters, tls};
 use crate::{Error, ErrorKind};
 
-/// Longest wait for a TCP and TLS connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for the head of an answer to a request that carries no blob.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Idle connections kept per host: as many as a fetcher uses at a time.
 const IDLE_CONNECTIONS: usize = 32;
 /// How long one is kept: shorter than the minute after which most servers and balancers close it.
@@ -37,7 +34,8 @@ pub(super) struct Request {
     pub(super) what: Arc<str>,
     headers: HeaderMap,
     body: Bytes,
-    head_timeout: Duration,
+    /// Longest wait for the head of the answer, where it is not that of the transport.
+    head_timeout: Option<Duration>,
 }
 
 impl Request {
@@ -49,7 +47,7 @@ impl Request {
             what: what.into(),
             headers,
             body: Bytes::new(),
-            head_timeout: HEAD_TIMEOUT,
+            head_timeout: None,
         }
     }
 
@@ -67,33 +65,92 @@ impl Request {
     }
 
     pub(super) fn head_timeout(mut self, head_timeout: Duration) -> Self {
-        self.head_timeout = head_timeout;
+        self.head_timeout = Some(head_timeout);
         self
     }
 }
 
-/// The connection pools.
-#[derive(Debug)]
+/// The connection pools of one host, or of all hosts that need nothing of their own.
+#[derive(Clone, Debug)]
 pub(super) struct Transport {
     proxied: Client,
     direct: Client,
+    own: Option<Arc<OwnHeaders>>,
+    answer_timeout: Duration,
+    idle_timeout: Duration,
     traffic: Arc<TrafficCounters>,
 }
 
+/// Headers that go to one host and to none that it redirects to.
+#[derive(Debug)]
+struct OwnHeaders {
+    origin: Origin,
+    headers: HeaderMap,
+}
+
 impl Transport {
-    pub(super) fn new(traffic: &Arc<TrafficCounters>) -> Result<Self, Error> {
+    /// The connections of hosts that need nothing of their own.
+    pub(super) fn new(options: &RegistryOptions, traffic: &Arc<TrafficCounters>) -> Result<Self, Error> {
+        let failed = |error| Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error);
+        Self::build(options, traffic, &|| client(options)).map_err(failed)
+    }
+
+    /// The connections of a host with certificates, headers or a time limit of its own. Certificates also count for hosts that
+    /// it redirects to, as with containerd.
+    pub(super) fn for_host(
+        options: &RegistryOptions,
+        traffic: &Arc<TrafficCounters>,
+        config: &HostConfig,
+        base: &Url,
+    ) -> Result<Self, Error> {
+        let failed = |error| {
+            let message = format!("the certificates for {} cannot be used", authority(base));
+            Error::new(ErrorKind::InvalidInput, message).with_source(error)
+        };
+        let (trusted, identity) = (tls::trusted(&config.ca)?, tls::identity(&config.client)?);
+        let configured = || {
+            let mut builder = client(options)
+                .tls_certs_merge(trusted.clone())
+                .tls_danger_accept_invalid_certs(config.skip_verify);
+            if let Some(identity) = &identity {
+                builder = builder.identity(identity.clone());
+            }
+            match config.dial_timeout {
+                Some(timeout) => builder.connect_timeout(timeout),
+                None => builder,
+            }
+        };
+        let mut transport = Self::build(options, traffic, &configured).map_err(failed)?;
+        transport.own = (!config.headers.is_empty()).then(|| {
+            Arc::new(OwnHeaders {
+                origin: base.origin(),
+                headers: config.headers.clone(),
+            })
+        });
+        Ok(transport)
+    }
+
+    /// The pool itself, for clients of other protocols.
+    #[cfg(feature = "object-storage")]
+    pub(super) fn client(&self) -> Client {
+        self.proxied.clone()
+    }
+
+    fn build(
+        options: &RegistryOptions,
+        traffic: &Arc<TrafficCounters>,
+        client: &dyn Fn() -> ClientBuilder,
+    ) -> Result<Self, reqwest::Error> {
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // Fails only when another thread has just installed one, which serves as well.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
-        let build = |builder: reqwest::ClientBuilder| {
-            builder.build().map_err(|error| {
-                Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error)
-            })
-        };
         Ok(Self {
-            proxied: build(client())?,
-            direct: build(client().no_proxy())?,
+            proxied: client().build()?,
+            direct: client().no_proxy().build()?,
+            own: None,
+            answer_timeout: options.answer_timeout,
+            idle_timeout: options.idle_timeout,
             traffic: traffic.clone(),
         })
     }
@@ -110,23 +167,22 @@ impl Transport {
         } else {
             &self.proxied
         };
-        let mut builder = client
+        let builder = client
             .request(request.method.clone(), url.clone())
-            .headers(request.headers.clone())
+            .headers(self.headers(request, url, authorization))
             .body(request.body.clone());
-        if let Some(authorization) = authorization {
-            builder = builder.header(AUTHORIZATION, authorization);
-        }
         self.traffic.requests.fetch_add(1, Ordering::Relaxed);
         self.traffic
             .sent_bytes
             .fetch_add(request.body.len() as u64, Ordering::Relaxed);
-        match tokio::time::timeout(request.head_timeout, builder.send()).await {
+        let head_timeout = request.head_timeout.unwrap_or(self.answer_timeout);
+        match tokio::time::timeout(head_timeout, builder.send()).await {
             Ok(Ok(response)) => Ok(Answer {
                 response,
                 url: url.clone(),
                 what: request.what.clone(),
                 credentials: None,
+                idle_timeout: self.idle_timeout,
                 traffic: self.traffic.clone(),
             }),
             Ok(Err(error)) => Err(transport_failure(error, url, &request.what)),
@@ -134,23 +190,39 @@ impl Transport {
                 let message = format!(
                     "{} gave no answer for {} s to {}",
                     authority(url),
-                    request.head_timeout.as_secs(),
+                    head_timeout.as_secs_f32(),
                     request.what
                 );
                 Err(Error::new(ErrorKind::Unavailable, message).into())
             }
         }
     }
+
+    fn headers(&self, request: &Request, url: &Url, authorization: Option<HeaderValue>) -> HeaderMap {
+        let own = self.own.as_ref().filter(|own| own.origin == url.origin());
+        let mut headers = own.map(|own| own.headers.clone()).unwrap_or_default();
+        for (name, value) in &request.headers {
+            headers.insert(name, value.clone());
+        }
+        if let Some(authorization) = authorization {
+            headers.insert(AUTHORIZATION, authorization);
+        }
+        headers
+    }
 }
 
-fn client() -> reqwest::ClientBuilder {
-    Client::builder()
+fn client(options: &RegistryOptions) -> ClientBuilder {
+    let builder = Client::builder()
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .retry(reqwest::retry::never())
         .referer(false)
         .tcp_nodelay(true)
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(options.connect_timeout)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .pool_idle_timeout(IDLE_LIFETIME)
+        .pool_idle_timeout(IDLE_LIFETIME);
+    match options.http_version {
+        HttpVersion::Http1Only => builder.http1_only(),
+        HttpVersion::Negotiate => builder.http2_adaptive_window(true),
+    }
 }

@@ -143,6 +143,10 @@ impl Blob for FaultyBlob {
         .boxed()
     }
 
+    fn gave_wrong_bytes(&self) {
+        self.inner.gave_wrong_bytes();
+    }
+
     fn upstream(&self) -> Arc<str> {
         self.inner.upstream()
     }

@@ -106,6 +106,7 @@ pub(crate) fn answer(code: u16, headers: &[(HeaderName, &str)], body: impl Into<
 
 /// What a good registry answers to a range.
 pub(crate) fn part(blob: &Bytes, asked: &Asked) -> Answer {
+    assert!(asked.body.is_empty(), "a question for a range has no body");
     let Some((first, last)) = asked.range() else {
         return answer(200, &[], blob.clone());
     };

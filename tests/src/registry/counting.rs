@@ -9,7 +9,7 @@ use std::io::SeekFrom;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use axum::Router;
@@ -24,12 +24,18 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
-use super::fault::FaultSet;
+use super::fault::{End, FaultSet};
 use super::traffic::{Class, Request, Traffic};
 use crate::document::{self, Layout};
 
-/// What a good token looks like.
-const TOKEN: &str = "a-token-of-the-tests";
+/// How a token begins; its number follows.
+const TOKEN: &str = "a-token-of-the-tests-";
+
+/// Longest wait for the end of connections when a registry vanishes.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
+
+/// Pieces per second of a throttled body.
+const THROTTLED_PIECES: u64 = 50;
 
 /// Bytes of a body handed to the connection at once.
 const PIECE: usize = 64 << 10;
@@ -63,10 +69,7 @@ impl CountingRegistry {
     /// # Errors
     /// When no port can be opened.
     pub fn serve_with(layout: &Layout, faults: FaultSet) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()?;
+        let runtime = runtime()?;
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0"))?;
         let shared = Arc::new(Shared {
             layout: layout.clone(),
@@ -74,16 +77,30 @@ impl CountingRegistry {
             traffic: Traffic::default(),
             faults: RwLock::new(Arc::new(faults)),
         });
-        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        // Head and body of an answer are written apart; without this each would wait 40 ms for an acknowledgement.
-        let listener = listener.tap_io(|connection| {
-            let _ = connection.set_nodelay(true);
-        });
-        runtime.spawn(async move { axum::serve(listener, router).await });
+        listen(&runtime, listener, &shared);
         Ok(Self {
             shared,
             runtime: Some(runtime),
         })
+    }
+
+    /// Is gone: connections break, and new ones are refused. Blocks for a moment.
+    pub fn vanish(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(SHUTDOWN_WAIT);
+        }
+    }
+
+    /// Is back under the same address.
+    ///
+    /// # Errors
+    /// When somebody else has taken the port.
+    pub fn come_back(&mut self) -> Result<()> {
+        let runtime = runtime()?;
+        let listener = runtime.block_on(TcpListener::bind(self.shared.address))?;
+        listen(&runtime, listener, &self.shared);
+        self.runtime = Some(runtime);
+        Ok(())
     }
 
     /// Host and port.
@@ -105,6 +122,22 @@ impl CountingRegistry {
     pub fn set_faults(&self, faults: FaultSet) {
         *self.shared.faults.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(faults);
     }
+}
+
+fn runtime() -> Result<Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    Ok(builder.worker_threads(2).enable_all().build()?)
+}
+
+fn listen(runtime: &Runtime, listener: TcpListener, shared: &Arc<Shared>) {
+    let router = Router::new().fallback(answer).with_state(Arc::clone(shared));
+    let listener = listener.tap_io(|connection| {
+        // Head and body of an answer are written apart; without this each would wait 40 ms for an acknowledgement.
+        let _ = connection.set_nodelay(true);
+        // A connection that breaks is reset, not ended.
+        let _ = connection.set_zero_linger();
+    });
+    runtime.spawn(async move { axum::serve(listener, router).await });
 }
 
 impl Drop for CountingRegistry {
@@ -187,6 +220,7 @@ async fn answer(State(shared): State<Arc<Shared>>, method: Method, uri: Uri, hea
         shared: &shared,
         faults: &faults,
         method: &method,
+        query: uri.query().unwrap_or_default(),
         headers: &headers,
         mark,
     }
@@ -201,6 +235,7 @@ struct Answer<'a> {
     shared: &'a Shared,
     faults: &'a FaultSet,
     method: &'a Method,
+    query: &'a str,
     headers: &'a HeaderMap,
     mark: Mark,
 }
@@ -209,19 +244,37 @@ impl Answer<'_> {
     async fn make(self, asked: Asked) -> Response {
         if let Some(code) = self.faults.status(asked.class()) {
             let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-            return (status, r#"{"errors":[{"code":"FAULT","message":"injected"}]}"#).into_response();
+            let mut response =
+                (status, r#"{"errors":[{"code":"FAULT","message":"injected"}]}"#).into_response();
+            if let Some(seconds) = self.faults.retry_after() {
+                response
+                    .headers_mut()
+                    .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            }
+            return response;
+        }
+        if matches!(asked, Asked::Blob(_) | Asked::Storage(_)) && self.faults.reset() {
+            let broken = stream::once(async { Err::<Bytes, _>(std::io::Error::other("reset")) });
+            return Body::from_stream(broken).into_response();
         }
         if let Some(refusal) = self.refusal(&asked) {
             return refusal;
         }
         match asked {
             Asked::Ping => "{}".into_response(),
-            Asked::Token => ([(header::CONTENT_TYPE, "application/json")], token_answer()).into_response(),
+            Asked::Token => {
+                let number = self.faults.token_expiry().map_or(0, |expiry| expiry.issue());
+                ([(header::CONTENT_TYPE, "application/json")], token_answer(number)).into_response()
+            }
             Asked::Manifest(name) => self.manifest(&name),
             Asked::Blob(digest) if self.faults.redirect() && *self.method == Method::GET => {
                 // Another host name, so that clients drop the credentials as they do towards an object store.
+                let signature = self
+                    .faults
+                    .redirect_expiry()
+                    .map_or(0, |(expiry, _)| expiry.issue());
                 let target = format!(
-                    "http://localhost:{}/storage/{digest}?signature=good",
+                    "http://localhost:{}/storage/{digest}?signature={signature}",
                     self.shared.address.port()
                 );
                 (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, target)]).into_response()
@@ -239,17 +292,39 @@ impl Answer<'_> {
         let credentials = self.headers.get(header::AUTHORIZATION);
         match asked {
             Asked::Token => None,
-            Asked::Storage(_) => {
-                credentials.map(|_| (StatusCode::BAD_REQUEST, "credentials twice").into_response())
+            Asked::Storage(_) if credentials.is_some() => {
+                Some((StatusCode::BAD_REQUEST, "credentials twice").into_response())
             }
+            Asked::Storage(_) => self.late_refusal(),
             _ if !self.faults.token_auth() => None,
-            _ if credentials.is_some_and(|value| value == format!("Bearer {TOKEN}").as_str()) => None,
+            _ if self.is_good_token(credentials) => None,
             _ => {
                 let realm = format!("http://{}/token", self.shared.address);
                 let challenge =
                     format!(r#"Bearer realm="{realm}",service="tests",scope="repository:test:pull""#);
                 Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
             }
+        }
+    }
+
+    /// The refusal of a signature that is used up.
+    fn late_refusal(&self) -> Option<Response> {
+        let (expiry, code) = self.faults.redirect_expiry()?;
+        let (_, signature) = self.query.rsplit_once("signature=")?;
+        let refused = !expiry.accepts(signature.parse().ok());
+        refused.then(|| {
+            StatusCode::from_u16(code)
+                .unwrap_or(StatusCode::FORBIDDEN)
+                .into_response()
+        })
+    }
+
+    fn is_good_token(&self, credentials: Option<&HeaderValue>) -> bool {
+        let token = credentials.and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
+        let number = token.and_then(|token| token.strip_prefix(TOKEN)?.parse().ok());
+        match self.faults.token_expiry() {
+            Some(expiry) => expiry.accepts(number),
+            None => number.is_some(),
         }
     }
 
@@ -306,10 +381,13 @@ impl Answer<'_> {
             StatusCode::OK
         };
         let body = BlobBody::open(path, first, end, self, digest).await?;
+        let tells_len = !matches!(body.cut, Some((_, End::Whole)));
         let mut response = (status, body.into_body()).into_response();
         let headers = response.headers_mut();
         headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-        headers.insert(header::CONTENT_LENGTH, HeaderValue::from(end - first));
+        if tells_len {
+            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(end - first));
+        }
         headers.insert(
             header::CONTENT_TYPE,
             HeaderValue::from_static("application/octet-stream"),
@@ -328,8 +406,10 @@ struct BlobBody {
     at: u64,
     end: u64,
     flipped: Vec<u64>,
-    /// Where the answer breaks off, and whether it then stalls.
-    cut: Option<(u64, bool)>,
+    /// Where the answer ends before its time, and how.
+    cut: Option<(u64, End)>,
+    /// Bytes per second.
+    throttle: Option<u64>,
     mark: Mark,
 }
 
@@ -337,15 +417,18 @@ impl BlobBody {
     async fn open(path: PathBuf, first: u64, end: u64, answer: Answer<'_>, digest: &str) -> Result<Self> {
         let mut file = tokio::fs::File::open(path).await?;
         file.seek(SeekFrom::Start(first)).await?;
+        let mut flipped = answer.faults.flipped(digest);
+        flipped.extend(answer.faults.corrupted().map(|at| first.saturating_add(at)));
         Ok(Self {
             file,
             at: first,
             end,
-            flipped: answer.faults.flipped(digest),
+            flipped,
+            throttle: answer.faults.throttle(),
             cut: answer
                 .faults
                 .cut()
-                .map(|(bytes, stall)| (first.saturating_add(bytes), stall)),
+                .map(|(bytes, how)| (first.saturating_add(bytes), how)),
             mark: answer.mark,
         })
     }
@@ -361,12 +444,19 @@ impl BlobBody {
         let stop = self.cut.map_or(self.end, |(at, _)| at.min(self.end));
         if self.at >= stop {
             return match self.cut {
-                Some((at, true)) if at < self.end => std::future::pending().await,
-                Some((at, false)) if at < self.end => Err(std::io::Error::other("cut")),
+                Some((at, End::Stall)) if at < self.end => std::future::pending().await,
+                Some((at, End::Break)) if at < self.end => Err(std::io::Error::other("cut")),
                 _ => Ok(None),
             };
         }
-        let want = usize::try_from(stop - self.at).map_or(PIECE, |left| left.min(PIECE));
+        let piece_len = match self.throttle {
+            None => PIECE as u64,
+            Some(rate) => {
+                tokio::time::sleep(Duration::from_secs(1) / THROTTLED_PIECES as u32).await;
+                (rate / THROTTLED_PIECES).max(1)
+            }
+        };
+        let want = (stop - self.at).min(piece_len) as usize;
         let mut piece = vec![0; want];
         self.file.read_exact(&mut piece).await?;
         for offset in &self.flipped {
@@ -383,8 +473,8 @@ impl BlobBody {
     }
 }
 
-fn token_answer() -> String {
-    serde_json::json!({"token": TOKEN, "expires_in": 300}).to_string()
+fn token_answer(number: usize) -> String {
+    serde_json::json!({"token": format!("{TOKEN}{number}"), "expires_in": 300}).to_string()
 }
 
 /// `bytes=first-last` with both ends or an open end.

@@ -10,12 +10,41 @@ use super::traffic::Class;
 pub enum Fault {
     /// Every answer begins this late.
     Latency(Duration),
+    /// Blob answers come no faster than so many bytes per second each.
+    Throttled(u64),
     /// Answers 401 with a Bearer challenge until a request carries a token from `/token`.
     TokenAuth,
+    /// The same, and a token is good for a number of requests only.
+    TokenExpires(Expiry),
     /// Blobs are at another address: 307 to a signed URL, which refuses requests with credentials, as object stores do.
     Redirect,
+    /// The same, and a signature is good for a number of requests only; later ones get `code`.
+    RedirectExpires {
+        /// How long a signature is good.
+        expiry: Expiry,
+        /// The status code of a request that comes too late.
+        code: u16,
+    },
     /// Range requests are answered with 200 and the whole blob.
     WholeBlob,
+    /// The connection of a blob request is reset instead of an answer.
+    Reset(Countdown),
+    /// One bit of a blob answer comes changed.
+    Corrupted {
+        /// Which byte of the answer.
+        at: u64,
+        /// How many answers are spoilt.
+        times: Countdown,
+    },
+    /// Blob answers say nothing of their length and end after so many bytes as if that were all.
+    TruncatedAfter {
+        /// Bytes that still come.
+        bytes: u64,
+        /// How many answers are short; later ones are whole.
+        times: Countdown,
+    },
+    /// Refusals by [`Fault::Status`] ask to come back after so many seconds.
+    RetryAfter(u64),
     /// One byte of a blob or manifest comes changed.
     FlippedByte {
         /// Digest of the blob or manifest.
@@ -76,6 +105,51 @@ impl Countdown {
     }
 }
 
+/// Something that is good for a number of uses and then replaced by a new one.
+#[derive(Debug)]
+pub struct Expiry {
+    uses: usize,
+    issued: AtomicUsize,
+    used: AtomicUsize,
+}
+
+impl Expiry {
+    /// Good for so many uses.
+    pub fn after(uses: usize) -> Self {
+        Self {
+            uses,
+            issued: AtomicUsize::new(0),
+            used: AtomicUsize::new(0),
+        }
+    }
+
+    /// The number of a new one, unless the newest is not used up.
+    pub(super) fn issue(&self) -> usize {
+        if self.used.load(Ordering::Relaxed) >= self.uses {
+            self.used.store(0, Ordering::Relaxed);
+            self.issued.fetch_add(1, Ordering::Relaxed);
+        }
+        self.issued.load(Ordering::Relaxed)
+    }
+
+    /// Uses the one of this number, if it is good.
+    pub(super) fn accepts(&self, number: Option<usize>) -> bool {
+        number == Some(self.issued.load(Ordering::Relaxed))
+            && self.used.fetch_add(1, Ordering::Relaxed) < self.uses
+    }
+}
+
+/// How a body ends before its time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The connection breaks.
+    Break,
+    /// Nothing more comes.
+    Stall,
+    /// As if it were whole; the head does not tell the length.
+    Whole,
+}
+
 /// The faults of a registry.
 #[derive(Debug, Default)]
 pub struct FaultSet {
@@ -103,12 +177,59 @@ impl FaultSet {
         latencies.sum()
     }
 
+    /// Bytes per second of a body.
+    pub(super) fn throttle(&self) -> Option<u64> {
+        let rates = self.faults.iter().filter_map(|fault| match fault {
+            Fault::Throttled(rate) => Some(*rate),
+            _ => None,
+        });
+        rates.min()
+    }
+
     pub(super) fn token_auth(&self) -> bool {
-        self.faults.iter().any(|fault| matches!(fault, Fault::TokenAuth))
+        let asks = |fault: &Fault| matches!(fault, Fault::TokenAuth | Fault::TokenExpires(_));
+        self.faults.iter().any(asks)
+    }
+
+    pub(super) fn token_expiry(&self) -> Option<&Expiry> {
+        self.faults.iter().find_map(|fault| match fault {
+            Fault::TokenExpires(expiry) => Some(expiry),
+            _ => None,
+        })
     }
 
     pub(super) fn redirect(&self) -> bool {
-        self.faults.iter().any(|fault| matches!(fault, Fault::Redirect))
+        let redirects = |fault: &Fault| matches!(fault, Fault::Redirect | Fault::RedirectExpires { .. });
+        self.faults.iter().any(redirects)
+    }
+
+    /// How long a signed address is good, and how it refuses afterwards.
+    pub(super) fn redirect_expiry(&self) -> Option<(&Expiry, u16)> {
+        self.faults.iter().find_map(|fault| match fault {
+            Fault::RedirectExpires { expiry, code } => Some((expiry, *code)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn reset(&self) -> bool {
+        self.faults
+            .iter()
+            .any(|fault| matches!(fault, Fault::Reset(times) if times.take()))
+    }
+
+    pub(super) fn retry_after(&self) -> Option<u64> {
+        self.faults.iter().find_map(|fault| match fault {
+            Fault::RetryAfter(seconds) => Some(*seconds),
+            _ => None,
+        })
+    }
+
+    /// The byte of this blob answer that is spoilt.
+    pub(super) fn corrupted(&self) -> Option<u64> {
+        self.faults.iter().find_map(|fault| match fault {
+            Fault::Corrupted { at, times } if times.take() => Some(*at),
+            _ => None,
+        })
     }
 
     pub(super) fn whole_blob(&self) -> bool {
@@ -131,11 +252,12 @@ impl FaultSet {
         offsets.collect()
     }
 
-    /// Bytes after which this blob answer ends, and whether it then stalls instead of closing.
-    pub(super) fn cut(&self) -> Option<(u64, bool)> {
+    /// Bytes after which this blob answer ends, and how.
+    pub(super) fn cut(&self) -> Option<(u64, End)> {
         self.faults.iter().find_map(|fault| match fault {
-            Fault::CutAfter { bytes, times } if times.take() => Some((*bytes, false)),
-            Fault::StallAfter { bytes, times } if times.take() => Some((*bytes, true)),
+            Fault::CutAfter { bytes, times } if times.take() => Some((*bytes, End::Break)),
+            Fault::StallAfter { bytes, times } if times.take() => Some((*bytes, End::Stall)),
+            Fault::TruncatedAfter { bytes, times } if times.take() => Some((*bytes, End::Whole)),
             _ => None,
         })
     }

@@ -10,5 +10,5 @@ mod traffic;
 
 pub use counting::CountingRegistry;
 pub use distribution::DistributionRegistry;
-pub use fault::{Countdown, Fault, FaultSet};
+pub use fault::{Countdown, Expiry, Fault, FaultSet};
 pub use traffic::{Class, Request, Traffic};
