@@ -46,7 +46,8 @@ impl Stats {
 
     /// Seconds that readers waited, added up over readers.
     pub fn wait_seconds(&self) -> f64 {
-        self.waits.iter().map(|wait| wait.wait_ms).sum::<f64>() / 1e3
+        // Not `sum`, which is -0 for no wait at all.
+        self.waits.iter().fold(0.0, |sum, wait| sum + wait.wait_ms) / 1e3
     }
 
     /// Compressed working set: stored bytes of all chunks that readers touched.

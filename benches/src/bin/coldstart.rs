@@ -9,6 +9,8 @@
 //! - `hot`: once more in the same mount;
 //! - `overlayfs`: by a private containerd that pulls and unpacks the original image and runs it with runc.
 //!
+//! Page cache is dropped before each start except `hot`; the programs of the host itself stay in it.
+//!
 //! A start lasts from before the mount (or the pull) until the entry point prints a line with the text that `--ready` gives, or ends. The
 //! bound is what no way of fetching can beat: the stored bytes of the chunks that `first` touched at the rate of the link, or the hot run,
 //! whichever takes longer, and three round trips.
@@ -16,13 +18,13 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::ErrorKind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::ensure;
 use clap::{Parser, ValueEnum};
 use serde_json::json;
-use sluice_benches::command::drop_caches;
+use sluice_benches::command::{drop_caches_but, sluice};
 use sluice_benches::container::{Container, EntryPoint, Running};
 use sluice_benches::link::LinkArgs;
 use sluice_benches::mounted::Mounted;
@@ -38,6 +40,9 @@ const ROUND_TRIPS: f64 = 3.0;
 
 /// What a cache keeps between `first` and `profile`.
 const PROFILES: &str = "profiles";
+
+/// Programs that the peer runs for every container.
+const PEER_PROGRAMS: [&str; 3] = ["ctr", "containerd-shim-runc-v2", "runc"];
 
 /// Name of the peer's container.
 const PEER_CONTAINER: &str = "coldstart";
@@ -196,7 +201,7 @@ impl Bench {
     /// Starts the image, and once more in the same mount when it was warm.
     fn start_from_mount(&mut self, case: Case) -> anyhow::Result<()> {
         let stats_file = self.scratch.join("stats");
-        drop_caches()?;
+        drop_caches_but(&[&sluice()?, Path::new("unshare")])?;
         let meter = self.args.link.meter()?;
         let began = Instant::now();
         let mounted = self.mount(&stats_file)?;
@@ -227,7 +232,7 @@ impl Bench {
         hot.map_or(Ok(()), |hot| self.note(hot))
     }
 
-    fn mount(&self, stats_file: &std::path::Path) -> anyhow::Result<Mounted> {
+    fn mount(&self, stats_file: &Path) -> anyhow::Result<Mounted> {
         let (cache, run_dir) = (self.cache(), self.scratch.join("run"));
         let mut options: Vec<&OsStr> = vec![
             "--cache".as_ref(),
@@ -257,7 +262,7 @@ impl Bench {
         };
         let reference = original.strip_prefix("docker://").unwrap_or(original);
         let containerd = Containerd::start()?;
-        drop_caches()?;
+        drop_caches_but(&PEER_PROGRAMS.map(Path::new))?;
         let meter = self.args.link.meter()?;
         let began = Instant::now();
         containerd.pull(reference)?;
