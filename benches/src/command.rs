@@ -99,8 +99,15 @@ pub fn sluice() -> anyhow::Result<PathBuf> {
 
 /// Whether a command is on the path.
 pub fn exists(name: &str) -> bool {
+    find(Path::new(name)).is_some()
+}
+
+/// The file of a command, which may be given with its directory.
+fn find(name: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path).any(|dir| dir.join(name).is_file())
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(name))
+        .find(|file| file.is_file())
 }
 
 /// Drops clean page cache, directory and inode caches; needs root.
@@ -110,4 +117,17 @@ pub fn exists(name: &str) -> bool {
 pub fn drop_caches() -> anyhow::Result<()> {
     nix::unistd::sync();
     std::fs::write(Path::new("/proc/sys/vm/drop_caches"), "3").context("dropping caches needs root")
+}
+
+/// [`drop_caches`], but with these programs in the page cache afterwards, since hosts that run containers have them there.
+///
+/// # Errors
+/// When the kernel refuses, or a program is not on the path.
+pub fn drop_caches_but(programs: &[&Path]) -> anyhow::Result<()> {
+    drop_caches()?;
+    for program in programs {
+        let path = find(program).with_context(|| format!("{} is not on the path", program.display()))?;
+        std::io::copy(&mut std::fs::File::open(path)?, &mut std::io::sink())?;
+    }
+    Ok(())
 }

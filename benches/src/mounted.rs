@@ -1,18 +1,21 @@
 //! An image mounted by `sluice mount`, for as long as a value lives.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Instant;
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 /// A running `sluice mount`; dropping it unmounts.
 #[derive(Debug)]
 pub struct Mounted {
     child: Child,
     dir: PathBuf,
+    seconds: f64,
     /// Kept open, since the process prints a last line at its end.
     _stdout: BufReader<ChildStdout>,
 }
@@ -23,22 +26,45 @@ impl Mounted {
     /// # Errors
     /// When the mount does not become ready.
     pub fn new(image: &str, dir: &Path, front: &str, cache: &Path, run_dir: &Path) -> anyhow::Result<Self> {
+        Self::with_options(
+            image,
+            dir,
+            [
+                "--front".as_ref(),
+                front.as_ref(),
+                "--cache".as_ref(),
+                cache.as_os_str(),
+                "--run-dir".as_ref(),
+                run_dir.as_os_str(),
+            ],
+        )
+    }
+
+    /// The same with any options of `sluice mount`.
+    ///
+    /// # Errors
+    /// When the mount does not become ready.
+    pub fn with_options<'a>(
+        image: &str,
+        dir: &Path,
+        options: impl IntoIterator<Item = &'a OsStr>,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(dir)?;
-        let mut child = Command::new(super::command::sluice()?)
-            .args(["mount", "--json", "--front", front, image])
-            .arg(dir)
-            .arg("--cache")
-            .arg(cache)
-            .arg("--run-dir")
-            .arg(run_dir)
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(super::command::sluice()?);
+        command
+            .args(["mount", "--json"])
+            .args(options)
+            .arg(image)
+            .arg(dir);
+        let began = Instant::now();
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
         let mut line = String::new();
         let mut stdout = BufReader::new(child.stdout.take().context("standard output is piped")?);
         stdout.read_line(&mut line)?;
         let mounted = Self {
             child,
             dir: dir.to_owned(),
+            seconds: began.elapsed().as_secs_f64(),
             _stdout: stdout,
         };
         anyhow::ensure!(!line.is_empty(), "sluice mount ended before the mount was ready");
@@ -53,6 +79,28 @@ impl Mounted {
     /// Process that serves the mount.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// User and system seconds that the process has used so far.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
+        // The name in parentheses may hold anything.
+        let after_name = text
+            .rsplit_once(") ")
+            .context("an unknown form of /proc/PID/stat")?
+            .1;
+        let ticks = after_name.split(' ').skip(11).take(2);
+        let ticks: u64 = ticks.map(str::parse::<u64>).sum::<Result<_, _>>()?;
+        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the kernel has no clock ticks")?;
+        Ok(ticks as f64 / per_second as f64)
+    }
+
+    /// Seconds from the start of the process until the mount was ready.
+    pub fn seconds(&self) -> f64 {
+        self.seconds
     }
 }
 
