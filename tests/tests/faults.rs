@@ -72,7 +72,7 @@ impl Fixture {
     }
 
     fn cache(&self, name: &str) -> PathBuf {
-        self.scratch.join(&format!("cache-{}", name.replace(' ', "-")))
+        self.scratch.join(format!("cache-{}", name.replace(' ', "-")))
     }
 
     /// Opens the image at `reference` with an engine of its own.
