@@ -8,6 +8,7 @@
 //! A footer's index is as trustworthy as the connection: its digest comes from the same blob. The annotation's is pinned by
 //! the manifest.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -167,13 +168,15 @@ async fn load_layer(
         let message = format!("the {what} lies outside its blob");
         return Err(Error::new(ErrorKind::Corrupt, message));
     };
-    let bytes = blob.read_range(location.stored_off..end).await?;
-    let stored_len = blob.stored_len();
-    let parse_limits = limits.clone();
-    let parsed = blocking::run("parse a layer index", move || {
-        parse_index(&what, &bytes, &location, stored_len, &parse_limits)
-    });
-    let index = parsed.await?;
+    let stored = location.stored_off..end;
+    let index = match fetch_index(&blob, &stored, &location, &what, limits).await {
+        // The transfer or one of several hosts may have spoilt it.
+        Err(error) if error.kind() == ErrorKind::Corrupt => {
+            blob.gave_wrong_bytes();
+            fetch_index(&blob, &stored, &location, &what, limits).await?
+        }
+        outcome => outcome?,
+    };
     let layer = LazyLayer {
         descriptor: descriptor.clone(),
         diff_id: index.diff_id,
@@ -182,6 +185,22 @@ async fn load_layer(
         blob,
     };
     Ok((layer, location.stored_len))
+}
+
+async fn fetch_index(
+    blob: &Arc<dyn Blob>,
+    stored: &Range<u64>,
+    location: &IndexLocation,
+    what: &str,
+    limits: &Limits,
+) -> Result<LayerIndex, Error> {
+    let bytes = blob.read_range(stored.clone()).await?;
+    let stored_len = blob.stored_len();
+    let (what, location, limits) = (what.to_owned(), *location, limits.clone());
+    blocking::run("parse a layer index", move || {
+        parse_index(&what, &bytes, &location, stored_len, &limits)
+    })
+    .await
 }
 
 /// Where the layer's index is: from the annotation, or from the footer of a zstd blob.

@@ -72,7 +72,7 @@ impl Fixture {
     }
 
     fn cache(&self, name: &str) -> PathBuf {
-        self.scratch.join(&format!("cache-{}", name.replace(' ', "-")))
+        self.scratch.join(format!("cache-{}", name.replace(' ', "-")))
     }
 
     /// Opens the image at `reference` with an engine of its own.
@@ -451,10 +451,6 @@ fn an_image_opens_or_says_why_under_every_fault() -> Result<()> {
         let cache = fixture.cache(name);
         registry.set_faults(faults());
         match (fixture.open(&reference, &cache), expected) {
-            // Indexes are not asked for a second time when they do not match their digest.
-            (Err(error), _) if name.contains("corrupted") => {
-                ensure!(format!("{error:#}").contains("match"), "{name}: {error:#}");
-            }
             (opened, Expected::Bytes) => {
                 opened.with_context(|| format!("{name}: the image does not open"))?;
             }
