@@ -291,21 +291,20 @@ async fn load_layer(
     let stored = index_range(&location, blob.stored_len(), &what)?;
     let kept = offline::load(cache, location.digest, limits.index_stored_len).await;
     let is_kept = kept.is_some();
-    let bytes = match kept {
-        Some(bytes) => bytes,
-        None => blob.read_range(stored).await?,
+    let from = IndexSource {
+        blob: &blob,
+        stored,
+        location: &location,
+        what: &what,
     };
-    let stored_len = blob.stored_len();
-    let (parse_limits, keep, blob_digest) = (limits.clone(), cache.cloned(), descriptor.digest);
-    let parsed = blocking::run("parse a layer index", move || {
-        let index = parse_index(&what, &bytes, &location, stored_len, &parse_limits)?;
-        if let Some(cache) = keep.filter(|_| !is_kept) {
-            cache.documents().put(&location.digest, &bytes);
-            cache.documents().put_location(&blob_digest, &location);
+    let index = match from.load(kept, limits, cache).await {
+        // The transfer, or one of several hosts, may have spoilt it.
+        Err(error) if error.kind() == ErrorKind::Corrupt && !is_kept => {
+            blob.gave_wrong_bytes();
+            from.load(None, limits, cache).await?
         }
-        Ok(index)
-    });
-    let index = parsed.await?;
+        outcome => outcome?,
+    };
     let layer = LazyLayer {
         descriptor: descriptor.clone(),
         diff_id: index.diff_id,
@@ -315,6 +314,41 @@ async fn load_layer(
         blob,
     };
     Ok((layer, location.stored_len))
+}
+
+/// Where the bytes of an index are.
+struct IndexSource<'a> {
+    blob: &'a Arc<dyn Blob>,
+    stored: Range<u64>,
+    location: &'a IndexLocation,
+    what: &'a str,
+}
+
+impl IndexSource<'_> {
+    /// Verifies and parses the index, from the bytes that the cache kept or from the blob; then it is kept.
+    async fn load(
+        &self,
+        kept: Option<Bytes>,
+        limits: &Limits,
+        cache: Option<&Arc<Cache>>,
+    ) -> Result<LayerIndex, Error> {
+        let keep = cache.cloned().filter(|_| kept.is_none());
+        let bytes = match kept {
+            Some(bytes) => bytes,
+            None => self.blob.read_range(self.stored.clone()).await?,
+        };
+        let (stored_len, digest) = (self.blob.stored_len(), self.blob.digest());
+        let (what, location, limits) = (self.what.to_owned(), *self.location, limits.clone());
+        blocking::run("parse a layer index", move || {
+            let index = parse_index(&what, &bytes, &location, stored_len, &limits)?;
+            if let Some(cache) = keep {
+                cache.documents().put(&location.digest, &bytes);
+                cache.documents().put_location(&digest, &location);
+            }
+            Ok(index)
+        })
+        .await
+    }
 }
 
 /// The stored range of an index, which must lie within its blob.

@@ -314,7 +314,7 @@ mod tests {
             ("oci+ftp://host/x", "is not a transport"),
             ("oci+https:/host/x", "two slashes"),
             ("oci+https:///x", "is not a host"),
-            ("oci+s3://", "no path"),
+            ("oci+s3://", "is not a host"),
             ("oci+https://user:secret@host/x", "no password"),
             ("oci+https://host/x?signature=1", "no password, query"),
             ("oci+https://host/a/../b", ".."),

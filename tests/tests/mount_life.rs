@@ -211,7 +211,9 @@ fn privileged_a_registry_that_is_gone_gives_errors_and_what_was_read_stays() -> 
     let fixture = fixture()?;
     for front in FRONTS {
         let registry = CountingRegistry::serve(&fixture.layout)?;
-        let mounted = Mounting::new(&registry.reference("life"), front).mount()?;
+        let mounted = Mounting::new(&registry.reference("life"), front)
+            .option("--read-deadline=3")
+            .mount()?;
         let before = fs::read(mounted.directory.join("file-03"))?;
         drop(registry);
         let reader = read_all_files(&mounted);

@@ -237,6 +237,7 @@ impl Landing {
         let blob = &self.source.blob;
         let chunk = self.source.chunk(self.key.chunk);
         tracing::debug!(blob = %blob.digest(), chunk = self.key.chunk, "a chunk did not verify; it is fetched again");
+        blob.gave_wrong_bytes();
         let stored = blob.read_range(chunk.stored_range()).await?;
         self.source.fetcher.counters.add_retried(stored.len() as u64);
         if stored.len() as u64 != u64::from(chunk.stored_len) {
