@@ -91,9 +91,7 @@ async fn largest_layer(image: &str, plain_http: bool) -> anyhow::Result<LazyLaye
             let name = layout.manifest_name(name.as_ref())?;
             (Arc::new(layout), name)
         }
-        ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {
-            bail!("{image} is an archive, which cannot be mounted")
-        }
+        _ => bail!("{image} is neither in a registry nor in a layout of this host"),
     };
     let image = load_lazy_image(&repository, &name, &Platform::host(), &Limits::default()).await?;
     let layers = image.layers.into_iter();
