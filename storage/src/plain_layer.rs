@@ -215,12 +215,18 @@ impl PlainLayer {
         batch
     }
 
-    /// Fetches chunks in a lane and waits for them.
+    /// Fetches chunks in a lane and waits for them; those that another layer on this host has are copied.
     ///
     /// # Errors
     /// As [`Self::read`], whatever the layer's policy.
     pub(crate) async fn fetch(&self, chunks: &[usize], lane: Lane) -> Result<(), Error> {
-        for claim in self.source.upstream.claim(&self.source, chunks, lane) {
+        let (source, wanted) = (self.source.clone(), chunks.to_vec());
+        let missing = blocking::run("copy chunks of other layers", move || {
+            let missing = wanted.into_iter().filter(|chunk| source.kept(*chunk).is_none());
+            Ok(missing.collect::<Vec<_>>())
+        })
+        .await?;
+        for claim in self.source.upstream.claim(&self.source, &missing, lane) {
             if let Claim::Fetched(ticket) = claim {
                 ticket.outcome().await?;
             }

@@ -149,14 +149,15 @@ impl Transfer {
 
     /// Has a chunk decoded and landed. Waits only while too many bytes wait for decoding.
     async fn decode_later(&self, at: usize, stored: Bytes) {
-        let source = self.batch.source.clone();
-        let room = source.fetcher.room_for(source.chunk(at).plain_len).await;
+        // Made before the wait: from here on it tells those who wait, however this ends.
         let landing = Landing {
-            source,
+            source: self.batch.source.clone(),
             upstream: self.upstream.clone(),
             course: self.course.clone(),
             key: self.key(at),
         };
+        let source = &self.batch.source;
+        let room = source.fetcher.room_for(source.chunk(at).plain_len).await;
         tokio::spawn(landing.decode(stored, room));
     }
 

@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::board::{Board, Course, Key, Outcome, Ticket, Wish};
+use super::coalesce::Batch;
 use super::latency::Latency;
 use super::pace::Pace;
 use super::transfer::Transfer;
@@ -44,6 +45,8 @@ struct State {
     /// Ranges under way, and their stored bytes.
     under_way: usize,
     bytes_under_way: u64,
+    /// Somebody is starting transfers, and looks again after each.
+    starting: bool,
     pace: Pace,
     latency: Latency,
 }
@@ -77,6 +80,21 @@ impl State {
             }
         }
     }
+
+    /// The best range that may be under way now.
+    fn take(&mut self) -> Option<(Batch, Arc<Course>)> {
+        let last = if self.admits(false) {
+            Lane::Fill
+        } else if self.admits(true) {
+            Lane::Demand
+        } else {
+            return None;
+        };
+        let (batch, course) = self.board.take(last)?;
+        self.under_way += 1;
+        self.bytes_under_way += batch.stored.end - batch.stored.start;
+        Some((batch, course))
+    }
 }
 
 impl Upstream {
@@ -105,23 +123,22 @@ impl Upstream {
         let mut state = lock(&self.state);
         let claims = state.claim(source, chunks, Lane::Demand);
         state.want(source, ahead);
-        self.start_transfers(&mut state);
+        drop(state);
+        self.start();
         claims
     }
 
     /// Claims chunks in a lane, in the same order.
     pub(crate) fn claim(self: &Arc<Self>, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
-        let mut state = lock(&self.state);
-        let claims = state.claim(source, chunks, lane);
-        self.start_transfers(&mut state);
+        let claims = lock(&self.state).claim(source, chunks, lane);
+        self.start();
         claims
     }
 
     /// Has chunks fetched where nobody has them yet.
     pub(crate) fn want(self: &Arc<Self>, source: &Arc<Source>, chunks: &[(usize, Lane)]) {
-        let mut state = lock(&self.state);
-        state.want(source, chunks);
-        self.start_transfers(&mut state);
+        lock(&self.state).want(source, chunks);
+        self.start();
     }
 
     /// Queues a chunk where nobody has it yet, without starting anything: more may follow that travels with it.
@@ -129,9 +146,27 @@ impl Upstream {
         lock(&self.state).want(source, &[(chunk, lane)]);
     }
 
-    /// Starts what is queued.
+    /// Starts what is queued, as far as the pace allows.
+    ///
+    /// A runtime that has ended drops a transfer at once, and the transfer then comes back here. So no lock is held meanwhile, and whoever
+    /// comes while transfers are being started leaves the rest to the one who does it.
     pub(crate) fn start(self: &Arc<Self>) {
-        self.start_transfers(&mut lock(&self.state));
+        if std::mem::replace(&mut lock(&self.state).starting, true) {
+            return;
+        }
+        while let Some(transfer) = self.next_transfer() {
+            self.runtime.spawn(transfer.run());
+        }
+    }
+
+    fn next_transfer(self: &Arc<Self>) -> Option<Transfer> {
+        let mut state = lock(&self.state);
+        let taken = state.take();
+        state.starting = taken.is_some();
+        let (batch, course) = taken?;
+        batch.source.fetcher.counters.add_request(course.lane);
+        let late_after = state.latency.late_after();
+        Some(Transfer::new(self.clone(), batch, course, late_after))
     }
 
     /// Forgets what waits for a layer in the lanes from `first` on.
@@ -142,27 +177,6 @@ impl Upstream {
     /// Flights that wait in a lane.
     pub(crate) fn waiting(&self, lane: Lane) -> usize {
         lock(&self.state).board.waiting(lane)
-    }
-
-    fn start_transfers(self: &Arc<Self>, state: &mut State) {
-        loop {
-            let last = if state.admits(false) {
-                Lane::Fill
-            } else if state.admits(true) {
-                Lane::Demand
-            } else {
-                return;
-            };
-            let Some((batch, course)) = state.board.take(last) else {
-                return;
-            };
-            state.under_way += 1;
-            state.bytes_under_way += batch.stored.end - batch.stored.start;
-            let fetcher = &batch.source.fetcher;
-            fetcher.counters.add_request(course.lane);
-            let transfer = Transfer::new(self.clone(), batch, course, state.latency.late_after());
-            self.runtime.spawn(transfer.run());
-        }
     }
 
     /// Notes how long a first byte took.
@@ -187,7 +201,8 @@ impl Upstream {
                 state.pace.ended(self.epoch.elapsed(), bytes, busy);
             }
         }
-        self.start_transfers(&mut state);
+        drop(state);
+        self.start();
     }
 
     /// Whether somebody wants the chunk.

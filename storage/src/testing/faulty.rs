@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, stream};
 use sluice_format::BlobDigest;
+use tokio::time::sleep;
 
 use crate::sync::lock;
 use crate::{Blob, ByteStream, Error, ErrorKind};
@@ -31,6 +32,18 @@ pub enum Fault {
     Short {
         /// Bytes that are missing.
         by: u64,
+    },
+    /// Bytes trickle: a stream comes in pieces with a pause before each, and a range takes as long in all.
+    Throttled {
+        /// Bytes of a piece.
+        piece_len: usize,
+        /// Before each piece.
+        pause: Duration,
+    },
+    /// The source falls silent and does not say so: a stream after this many bytes, a range at once.
+    Stalled {
+        /// Bytes that a stream still gives.
+        after: u64,
     },
 }
 
@@ -111,10 +124,14 @@ impl Blob for FaultyBlob {
             let mut bytes = BytesMut::from(self.inner.read_range(stored.clone()).await?);
             for fault in faults {
                 match fault {
-                    Fault::Latency(latency) => tokio::time::sleep(latency).await,
+                    Fault::Latency(latency) => sleep(latency).await,
                     Fault::Cut { .. } => return Err(cut()),
                     Fault::FlippedByte { stored_off } => bytes[(stored_off - stored.start) as usize] ^= 1,
                     Fault::Short { by } => bytes.truncate(bytes.len().saturating_sub(by as usize)),
+                    Fault::Throttled { piece_len, pause } => {
+                        sleep(pause * bytes.len().div_ceil(piece_len) as u32).await;
+                    }
+                    Fault::Stalled { .. } => return std::future::pending().await,
                 }
             }
             Ok(bytes.freeze())
@@ -125,20 +142,23 @@ impl Blob for FaultyBlob {
     fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         async move {
             let faults = self.take(&stored);
-            let mut bytes = BytesMut::from(self.inner.read_range(stored.clone()).await?);
-            let mut last = None;
+            let mut flow = Flow::new(BytesMut::from(self.inner.read_range(stored.clone()).await?));
             for fault in faults {
                 match fault {
-                    Fault::Latency(latency) => tokio::time::sleep(latency).await,
-                    Fault::Cut { after } => {
-                        bytes.truncate(after as usize);
-                        last = Some(Err(cut()));
+                    Fault::Latency(latency) => sleep(latency).await,
+                    Fault::Cut { after } => flow.stop(after, End::Cut),
+                    Fault::FlippedByte { stored_off: at } => flow.bytes[(at - stored.start) as usize] ^= 1,
+                    Fault::Short { by } => {
+                        let kept = (flow.bytes.len() as u64).saturating_sub(by);
+                        flow.stop(kept, End::Whole);
                     }
-                    Fault::FlippedByte { stored_off: at } => bytes[(at - stored.start) as usize] ^= 1,
-                    Fault::Short { by } => bytes.truncate(bytes.len().saturating_sub(by as usize)),
+                    Fault::Throttled { piece_len, pause } => {
+                        (flow.piece_len, flow.pause) = (piece_len, pause)
+                    }
+                    Fault::Stalled { after } => flow.stop(after, End::Stalled),
                 }
             }
-            Ok(stream::iter([Ok(bytes.freeze())].into_iter().chain(last)).boxed())
+            Ok(flow.into_stream())
         }
         .boxed()
     }
@@ -149,6 +169,57 @@ impl Blob for FaultyBlob {
 
     fn upstream(&self) -> Arc<str> {
         self.inner.upstream()
+    }
+}
+
+/// How the bytes of a stream come.
+struct Flow {
+    bytes: BytesMut,
+    piece_len: usize,
+    pause: Duration,
+    end: End,
+}
+
+/// What comes after the last byte.
+#[derive(Clone, Copy)]
+enum End {
+    Whole,
+    Cut,
+    Stalled,
+}
+
+impl Flow {
+    fn new(bytes: BytesMut) -> Self {
+        Self {
+            piece_len: bytes.len().max(1),
+            bytes,
+            pause: Duration::ZERO,
+            end: End::Whole,
+        }
+    }
+
+    fn stop(&mut self, after: u64, end: End) {
+        self.bytes.truncate(after as usize);
+        self.end = end;
+    }
+
+    fn into_stream(self) -> ByteStream {
+        let (piece_len, pause) = (self.piece_len, self.pause);
+        let pieces = stream::unfold(self.bytes.freeze(), move |mut rest| async move {
+            if rest.is_empty() {
+                return None;
+            }
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            let piece = rest.split_to(piece_len.min(rest.len()));
+            Some((Ok(piece), rest))
+        });
+        match self.end {
+            End::Whole => pieces.boxed(),
+            End::Cut => pieces.chain(stream::iter([Err(cut())])).boxed(),
+            End::Stalled => pieces.chain(stream::pending()).boxed(),
+        }
     }
 }
 

@@ -31,7 +31,15 @@ impl SampleLayer {
     /// # Panics
     /// When the numbers pass a limit of the format.
     pub fn new(chunks: usize, chunk_len: usize, gap: usize) -> Self {
-        let plain: Bytes = pseudo_random(chunks * chunk_len).into();
+        Self::of_plain(pseudo_random(chunks * chunk_len), chunk_len, gap)
+    }
+
+    /// A layer of these plain bytes, cut every `chunk_len` bytes.
+    ///
+    /// # Panics
+    /// When the numbers pass a limit of the format.
+    pub fn of_plain(plain: impl Into<Bytes>, chunk_len: usize, gap: usize) -> Self {
+        let plain = plain.into();
         let mut encoder = ChunkEncoder::new(1).expect("level 1 is a level");
         let mut stored = Vec::new();
         let mut table = Vec::new();
@@ -53,11 +61,17 @@ impl SampleLayer {
         }
         let table =
             ChunkTable::new(table, plain.len() as u64, &Limits::default()).expect("within the limits");
-        Self::assemble(plain, stored.into(), table)
+        Self::assemble(DiffId(Digest::of(&plain)), plain, stored.into(), table)
     }
 
-    fn assemble(plain: Bytes, stored: Bytes, table: ChunkTable) -> Self {
-        let diff_id = DiffId(Digest::of(&plain));
+    /// The same chunks under a DiffID that is not theirs, as a wrong index would have them.
+    #[must_use]
+    pub fn with_diff_id(&self, diff_id: DiffId) -> Self {
+        let table = self.layer.index.chunks.clone();
+        Self::assemble(diff_id, self.plain.clone(), self.stored.clone(), table)
+    }
+
+    fn assemble(diff_id: DiffId, plain: Bytes, stored: Bytes, table: ChunkTable) -> Self {
         let index = LayerIndex::new(diff_id, table, &LayerTree::default()).expect("an empty tree is a tree");
         let blob = MemoryBlob::new(stored.clone());
         let layer = LazyLayer {

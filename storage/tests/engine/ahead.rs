@@ -1,0 +1,135 @@
+//! What readers want next is there when they come to it, and what was fetched for nobody is bounded.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use sluice_storage::testing::{Fault, SampleLayer, Times};
+use sluice_storage::{PlainLayerOptions, ReadObserver};
+use tokio::time::sleep;
+
+use crate::bench::{Bench, settle};
+
+/// Stored bytes that may be guessed wrongly before any guess was right.
+const WRONG_BYTES: u64 = 512 << 10;
+/// Wrong guesses beyond that, in percent of what was touched.
+const WRONG_PERCENT: u64 = 70;
+
+#[derive(Debug, Default)]
+struct Waits {
+    count: AtomicUsize,
+    last_chunk: AtomicUsize,
+}
+
+impl ReadObserver for Waits {
+    fn touched(&self, _layer: usize, _chunk: usize) {}
+
+    fn waited(&self, _layer: usize, chunks: Range<usize>, _wait: Duration) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.last_chunk.fetch_max(chunks.start, Ordering::Relaxed);
+    }
+}
+
+fn counting() -> (Arc<Waits>, PlainLayerOptions) {
+    let waits = Arc::new(Waits::default());
+    let options = PlainLayerOptions {
+        observers: vec![waits.clone()],
+        ..PlainLayerOptions::default()
+    };
+    (waits, options)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sequential_reader_waits_seldom_and_every_byte_comes_once() {
+    let bench = Bench::new(400, 64 << 10, 0);
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(100)), Times::Always);
+    let (waits, options) = counting();
+    let layer = bench.layer_with(options);
+    for chunk in 0..400 {
+        bench.read(&layer, chunk).await;
+        // A reader that does something with its bytes: 6.5 MB/s.
+        sleep(Duration::from_millis(10)).await;
+    }
+    // The window has to become ten chunks long before it covers the latency.
+    let (count, last) = (
+        waits.count.load(Ordering::Relaxed),
+        waits.last_chunk.load(Ordering::Relaxed),
+    );
+    assert!(
+        count <= 60 && last <= 120,
+        "{count} waits, the last at chunk {last}"
+    );
+    bench.assert_asked_once();
+    settle().await;
+    bench.assert_asked_once();
+    let requests = bench.asked().len();
+    assert!(requests <= 80, "{requests} requests for 25 MiB");
+}
+
+#[tokio::test(start_paused = true)]
+async fn scattered_readers_fetch_in_vain_no_more_than_the_bound() {
+    const LEN: usize = 100_000;
+    const TOUCHED: usize = 40;
+    // Chunks longer than the gap that is bridged, so that none comes along unasked.
+    let bench = Bench::new(400, LEN, 0);
+    let layer = bench.layer();
+    for at in 0..TOUCHED {
+        bench.read(&layer, at * 157 % 400).await;
+    }
+    settle().await;
+    let touched = bench.stored(1).end - bench.stored(1).start;
+    let touched = touched * TOUCHED as u64 + 100 * TOUCHED as u64;
+    let most = touched + WRONG_BYTES + touched / 100 * WRONG_PERCENT + LEN as u64 + 100;
+    assert!(bench.asked_len() <= most, "{} of {most}", bench.asked_len());
+    bench.assert_asked_once();
+}
+
+/// Where the tables of a 64-bit little-endian ELF file lie that a loader reads: section headers, dynamic symbols, their
+/// strings, and relocations with addends, as the System V ABI lays them out.
+fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
+    let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize;
+    let short = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
+    let (headers, header_len, count) = (word(0x28), short(0x3a), short(0x3c));
+    let mut tables = vec![headers..headers + header_len * count];
+    for header in (0..count).map(|at| headers + at * header_len) {
+        let kind = u32::from_le_bytes(elf[header + 4..header + 8].try_into().expect("four bytes"));
+        let is_loaded = word(header + 8) & 2 != 0;
+        if is_loaded && [3, 4, 11].contains(&kind) {
+            let file_off = word(header + 0x18);
+            tables.push(file_off..file_off + word(header + 0x20));
+        }
+    }
+    tables
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tables_of_a_program_come_when_its_head_is_read() {
+    const CHUNK_LEN: usize = 8 << 10;
+    /// Behind a tar header and some other file.
+    const PLAIN_OFF: usize = 512 * 37;
+    let program = std::fs::read("/bin/bash").expect("bash is installed");
+    let tables = loader_tables(&program);
+    assert!(tables.len() > 3, "{tables:?}");
+    let mut plain = vec![0x55; PLAIN_OFF];
+    plain.extend_from_slice(&program);
+    plain.resize(plain.len().next_multiple_of(512) + 1024, 0);
+    let bench = Bench::of(SampleLayer::of_plain(plain, CHUNK_LEN, 0));
+    let layer = bench.layer();
+    let head = PLAIN_OFF as u64..PLAIN_OFF as u64 + 4096;
+    layer.read(head).await.expect("the head is read");
+    settle().await;
+    for table in &tables {
+        let plain = (PLAIN_OFF + table.start) as u64..(PLAIN_OFF + table.end) as u64;
+        let bytes = layer.read_cached(plain.clone());
+        let bytes = bytes.unwrap_or_else(|| panic!("table {table:?} did not come"));
+        assert_eq!(
+            bytes,
+            bench.sample.plain[plain.start as usize..plain.end as usize]
+        );
+    }
+    assert!(!layer.is_complete(), "code is not fetched ahead");
+    bench.assert_asked_once();
+}

@@ -1,0 +1,124 @@
+//! A chunk is there as soon as its own bytes are, and one late answer holds nobody up.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sluice_storage::Lane;
+use sluice_storage::testing::{Fault, Times};
+use tokio::time::{Instant, timeout};
+
+use crate::bench::{Bench, a_moment, prefetch, settle};
+
+const LEN: usize = 40_000;
+const FAR: usize = 70_000;
+/// A chunk takes four pieces, and so 400 ms.
+const TRICKLE: Fault = Fault::Throttled {
+    piece_len: LEN / 4,
+    pause: Duration::from_millis(100),
+};
+/// Later than anybody waits.
+const LATE: Fault = Fault::Latency(Duration::from_secs(600));
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_is_released_before_its_range_ends() {
+    let bench = Bench::new(24, LEN, 0);
+    bench.blob.inject(TRICKLE, Times::Always);
+    let layer = bench.layer_without_guesses();
+    let began = Instant::now();
+    prefetch(&layer, 0..24, Lane::Readahead);
+    a_moment().await;
+    let arrivals = join_all((0..4).map(|chunk| {
+        let (bench, layer) = (&bench, &layer);
+        async move {
+            bench.read(layer, chunk).await;
+            began.elapsed()
+        }
+    }));
+    for (at, arrival) in (1u32..).zip(arrivals.await) {
+        let due = Duration::from_millis(400) * at;
+        assert!(
+            arrival <= due + Duration::from_millis(250),
+            "chunk {at} after {arrival:?}"
+        );
+    }
+    assert_eq!(bench.asked(), [0]);
+    assert!(layer.missing_chunks() > 15, "the range goes on");
+    settle().await;
+    assert!(layer.is_complete());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_arrived_before_a_stream_fell_silent_is_readable() {
+    let bench = Bench::new(24, LEN, 0);
+    let after = bench.stored(10).start + 5;
+    bench.blob.inject(Fault::Stalled { after }, Times::First(1));
+    let layer = bench.layer_without_guesses();
+    prefetch(&layer, 0..24, Lane::Profile);
+    for chunk in 0..10 {
+        bench.read(&layer, chunk).await;
+    }
+    assert_eq!(bench.asked(), [0]);
+    // Far from where the silent stream stands: a request of its own.
+    bench.read(&layer, 22).await;
+}
+
+/// Answers that make the upstream's latency known, and earn a second request.
+async fn warm_up(bench: &Bench, layer: &sluice_storage::PlainLayer, answers: usize) {
+    for chunk in 0..answers {
+        bench.read(layer, chunk).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_first_byte_is_asked_for_again() {
+    let bench = Bench::new(60, 1000, FAR);
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
+    let layer = bench.layer_without_guesses();
+    warm_up(&bench, &layer, 30).await;
+    bench.blob.inject(LATE, Times::First(1));
+    let began = Instant::now();
+    bench.read(&layer, 40).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(bench.asked()[30..], [40, 40]);
+    assert_eq!(layer.stats().hedged, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_upstream_that_is_slow_as_a_whole_is_not_asked_twice_for_everything() {
+    let bench = Bench::new(100, 1000, FAR);
+    let layer = bench.layer_without_guesses();
+    warm_up(&bench, &layer, 45).await;
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_secs(20)), Times::Always);
+    join_all((50..90).map(|chunk| bench.read(&layer, chunk))).await;
+    let hedged = layer.stats().hedged;
+    // 45 answers earned two, and the 40 slow ones two more.
+    assert!((1..=4).contains(&hedged), "{hedged} second requests");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_waits_for_is_not_asked_twice() {
+    let bench = Bench::new(60, 1000, FAR);
+    let layer = bench.layer_without_guesses();
+    warm_up(&bench, &layer, 30).await;
+    bench.blob.inject(LATE, Times::First(1));
+    prefetch(&layer, [40], Lane::Profile);
+    settle().await;
+    assert_eq!(bench.asked()[30..], [40]);
+    assert_eq!((layer.missing_chunks(), layer.stats().hedged), (29, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_gives_up_leaves_the_chunk_to_the_next() {
+    let bench = Bench::new(4, LEN, 0);
+    bench.blob.inject(TRICKLE, Times::Always);
+    let layer = bench.layer_without_guesses();
+    let patience = Duration::from_millis(150);
+    let given_up = timeout(patience, layer.read(bench.plain(0))).await;
+    assert!(given_up.is_err());
+    bench.read(&layer, 0).await;
+    assert_eq!(bench.asked(), [0]);
+}
