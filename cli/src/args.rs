@@ -2,6 +2,7 @@
 
 mod cache;
 pub(crate) mod profile;
+pub(crate) mod supervise;
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -47,6 +48,12 @@ pub(crate) enum Command {
     Profile(profile::ProfileArgs),
     /// Look into the cache of fetched bytes, make room in it, and check it. Mounts may run meanwhile.
     Cache(CacheArgs),
+    /// Run a command, start it again when it dies, and keep its FUSE sessions alive meanwhile: for hosts without systemd.
+    /// SIGHUP restarts the command for an upgrade, SIGTERM ends it.
+    Supervise(supervise::SuperviseArgs),
+    /// Become the command of `sluice supervise`.
+    #[command(hide = true)]
+    Supervised(supervise::SupervisedArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,

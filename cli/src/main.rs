@@ -6,6 +6,7 @@ mod commands;
 mod open_image;
 mod output;
 mod progress;
+mod supervise;
 mod wiring;
 
 use std::process::ExitCode;

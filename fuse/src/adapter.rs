@@ -6,11 +6,14 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::mem;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use fuser::{
     FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
     OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
@@ -40,12 +43,49 @@ const NAME_MAX: u32 = 255;
 pub struct Adapter {
     namespace: Arc<dyn Namespace>,
     runtime: Handle,
+    leaving: Arc<AtomicBool>,
+}
+
+/// The reply to a read that waits. Dropped without an answer, it is one of `EIO`; unless the process is leaving, for then
+/// a successor gets the request again.
+struct PendingRead {
+    reply: Option<ReplyData>,
+    leaving: Arc<AtomicBool>,
+}
+
+impl PendingRead {
+    fn answer(mut self, outcome: Result<Bytes, Errno>) {
+        if let Some(reply) = self.reply.take() {
+            match outcome {
+                Ok(bytes) => reply.data(&bytes),
+                Err(errno) => reply.error(reported(errno)),
+            }
+        }
+    }
+}
+
+impl Drop for PendingRead {
+    fn drop(&mut self) {
+        let leaving = self.leaving.load(Ordering::SeqCst);
+        if let Some(reply) = self.reply.take().filter(|_| leaving) {
+            mem::forget(reply);
+        }
+    }
 }
 
 impl Adapter {
     /// Serves `namespace`; reads that have to wait do so on `runtime`.
     pub fn new(namespace: Arc<dyn Namespace>, runtime: Handle) -> Self {
-        Self { namespace, runtime }
+        Self {
+            namespace,
+            runtime,
+            leaving: Arc::default(),
+        }
+    }
+
+    /// Set when the process ends while its session goes on: reads that are still waiting then stay unanswered.
+    pub(crate) fn leaving(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.leaving)
     }
 
     fn capabilities(&self) -> InitFlags {
@@ -80,12 +120,11 @@ impl Adapter {
         match self.namespace.read(node, range) {
             Ok(Answer::Ready(bytes)) => reply.data(&bytes),
             Ok(Answer::Later(bytes)) => {
-                self.runtime.spawn(async move {
-                    match bytes.await {
-                        Ok(bytes) => reply.data(&bytes),
-                        Err(errno) => reply.error(reported(errno)),
-                    }
-                });
+                let pending = PendingRead {
+                    reply: Some(reply),
+                    leaving: self.leaving(),
+                };
+                self.runtime.spawn(async move { pending.answer(bytes.await) });
             }
             Err(errno) => reply.error(reported(errno)),
         }

@@ -98,6 +98,9 @@ pub enum Error {
         /// How long it was waited for.
         seconds: u64,
     },
+    /// A stored FUSE connection that has ended: its mount is gone, or it was aborted.
+    #[error("the stored FUSE connection has ended")]
+    Adopt,
     /// The guardian process is missing or broken.
     #[error("mount guard {reason}")]
     Guard {

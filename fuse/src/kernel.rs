@@ -1,15 +1,15 @@
-//! The two kernel interfaces that have no safe form.
+//! The kernel interfaces that have no safe form.
 //!
-//! [`map_read_only`] maps a file; [`sysfs_name`] asks a file system for its name below `/sys/fs`. Nothing else in this
-//! crate is unsafe.
+//! [`map_read_only`] maps a file; [`sysfs_name`] asks a file system for its name below `/sys/fs`; [`own_inherited`] and
+//! [`replace_descriptor`] deal with descriptors by number. Nothing else in this crate is unsafe.
 #![expect(
     unsafe_code,
-    reason = "mmap and an ioctl without a safe wrapper; each call states why it is sound"
+    reason = "mmap, an ioctl and descriptor numbers without a safe wrapper; each call states why it is sound"
 )]
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use memmap2::Mmap;
 use nix::errno::Errno;
@@ -50,4 +50,19 @@ pub(crate) fn sysfs_name(directory: impl AsFd) -> Option<String> {
         }
         Err(Errno::ENOTTY | _) => None,
     }
+}
+
+/// Takes ownership of a descriptor that this process was started with. To be called once per number, for those that the
+/// service manager lists.
+pub(crate) fn own_inherited(number: RawFd) -> OwnedFd {
+    // SAFETY: `DescriptorStore::from_environment` calls this once in the life of the process, for open descriptors that the
+    // service manager made for this process and that nothing else in it knows of.
+    unsafe { OwnedFd::from_raw_fd(number) }
+}
+
+/// Closes what `over` refers to and lets it refer to what `descriptor` refers to.
+pub(crate) fn replace_descriptor(descriptor: BorrowedFd<'_>, over: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: both are open for the whole call, and the number of `over` stays open with the same owner.
+    let result = unsafe { libc::dup3(descriptor.as_raw_fd(), over.as_raw_fd(), libc::O_CLOEXEC) };
+    Errno::result(result).map(drop).map_err(io::Error::from)
 }

@@ -7,9 +7,11 @@
 //!
 //! [`filesystem`] is what a session can ask of either, in plain Rust types; [`adapter`] translates fuser's calls into it
 //! and decides nothing; [`session`] owns the connection. [`mounted_image`] holds everything that belongs to one mounted
-//! image, [`guard`] undoes it when the process dies, [`mount_record`] lets another process find it.
+//! image, [`guard`] undoes it when the process dies, [`mount_record`] lets another process find it. [`takeover`] goes on with
+//! a session whose process died, kept alive by a [`descriptor_store`].
 
 pub mod adapter;
+pub mod descriptor_store;
 pub mod erofs_mount;
 mod errno;
 pub mod error;
@@ -27,8 +29,10 @@ pub mod probe;
 mod readahead;
 pub mod session;
 pub mod source;
+pub mod takeover;
 pub mod trees;
 
+pub use descriptor_store::DescriptorStore;
 pub use error::Error;
 pub use guard::{Guard, run_guard};
 pub use mount_record::{MountRecord, find_mount, request_unmount};
@@ -36,3 +40,4 @@ pub use mounted_image::{Front, MountRequest, MountedImage};
 pub use probe::{Support, probe};
 pub use session::{Session, SessionOptions};
 pub use source::{Layer, PlainSource};
+pub use takeover::Descriptors;

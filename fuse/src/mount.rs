@@ -150,6 +150,18 @@ pub(crate) struct DetachedMount {
     fd: OwnedFd,
 }
 
+impl From<OwnedFd> for DetachedMount {
+    fn from(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+}
+
+impl AsFd for DetachedMount {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl DetachedMount {
     /// A path by which this process, and the kernel on its behalf, reaches the root of the mount.
     pub(crate) fn path(&self) -> PathBuf {

@@ -8,15 +8,19 @@
 //! cloned descriptors the death of one aborts its requests. FUSE passthrough and asynchronous direct I/O are never asked
 //! for: the first makes the file system "stacked", which EROFS refuses as a device, the second ran into a kernel bug.
 //!
+//! A hidden session can outlive its process: [`Session::descriptors`] is what somebody else has to hold meanwhile,
+//! [`Session::leave`] ends the process's part without ending the session, and [`Session::adopt`] goes on with it.
+//!
 //! The connection ends when its last user is gone. Dropping a session unmounts, lazily when it is busy; a lazily
 //! unmounted session is served by its threads until its last user has left or the process ends.
 
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -30,7 +34,8 @@ use crate::adapter::Adapter;
 use crate::filesystem::Namespace;
 use crate::mount::{AttachedMount, DetachedMount, NewMount};
 use crate::mountinfo::{self, MountEntry};
-use crate::{Error, readahead};
+use crate::takeover::{self, Descriptors};
+use crate::{DescriptorStore, Error, readahead};
 
 /// What the mount table shows as source of every FUSE mount of ours.
 pub const SOURCE: &str = "sluice";
@@ -86,7 +91,25 @@ enum Place {
 #[derive(Debug)]
 pub struct Session {
     place: Option<Place>,
+    connection: Connection,
+}
+
+/// The running threads of a session.
+#[derive(Debug)]
+struct Connection {
     ended: Receiver<()>,
+    /// Owned by the threads: when they have ended, nothing of this process may keep the connection open.
+    device: Weak<OwnedFd>,
+    leaving: Arc<AtomicBool>,
+}
+
+/// Where the session of [`Session::hidden_or_adopted`] came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It is new.
+    Created,
+    /// A predecessor served it.
+    Adopted,
 }
 
 impl Session {
@@ -102,9 +125,9 @@ impl Session {
     ) -> Result<Self, Error> {
         let adapter = Adapter::new(namespace, runtime.clone());
         let session = if may_mount() {
-            let (mount, ended) = connect(adapter, options)?;
+            let (mount, connection) = connect(adapter, options)?;
             let place = Some(Place::Attached(mount.attach(target)?));
-            Self { place, ended }
+            Self { place, connection }
         } else {
             mount_by_helper(adapter, target, options)?
         };
@@ -124,9 +147,87 @@ impl Session {
         runtime: &Handle,
     ) -> Result<Self, Error> {
         let adapter = Adapter::new(namespace, runtime.clone());
-        let (mount, ended) = connect(adapter, options)?;
+        let (mount, connection) = connect(adapter, options)?;
         let place = Some(Place::Hidden(mount));
-        Ok(Self { place, ended })
+        Ok(Self { place, connection })
+    }
+
+    /// Goes on with the hidden session of a process that is gone. The namespace must show all that the old one showed:
+    /// requests that were waiting are answered from it at once. Threads of the old process must not run any more.
+    ///
+    /// # Errors
+    /// [`Error::Adopt`] when the connection has ended meanwhile, [`Error::Unsupported`] before Linux 6.9. The descriptors
+    /// are closed then.
+    pub fn adopt(
+        descriptors: Descriptors,
+        namespace: Arc<dyn Namespace>,
+        options: &SessionOptions,
+        runtime: &Handle,
+    ) -> Result<Self, Error> {
+        let Descriptors { device, mount } = descriptors;
+        if !takeover::is_alive(device.as_fd()) {
+            return Err(Error::Adopt);
+        }
+        let adapter = Adapter::new(namespace, runtime.clone());
+        let leaving = adapter.leaving();
+        let connection = takeover::connect(adapter, device.as_fd(), config(options))?;
+        takeover::resend(device.as_fd())?;
+        Ok(Self {
+            place: Some(Place::Hidden(mount.into())),
+            connection: run(connection, device, leaving)?,
+        })
+    }
+
+    /// Goes on with the session that is stored under `name`, or makes a hidden one and stores it.
+    ///
+    /// # Errors
+    /// As [`Session::hidden`]; a stored session that cannot be adopted is replaced by a new one. [`Error::Io`] when the
+    /// store does not take the new one.
+    pub fn hidden_or_adopted(
+        store: &mut DescriptorStore,
+        name: &str,
+        namespace: Arc<dyn Namespace>,
+        options: &SessionOptions,
+        runtime: &Handle,
+    ) -> Result<(Self, Origin), Error> {
+        if let Some(descriptors) = store.take_session(name) {
+            match Self::adopt(descriptors, namespace.clone(), options, runtime) {
+                Ok(session) => return Ok((session, Origin::Adopted)),
+                Err(error) => {
+                    tracing::warn!(%error, "the FUSE session of the previous process is lost; a new one is made");
+                    store.remove_session(name)?;
+                }
+            }
+        }
+        store.remove_unclaimed()?;
+        let session = Self::hidden(namespace, options, runtime)?;
+        if let Some(descriptors) = session.descriptors()? {
+            store.put_session(name, &descriptors)?;
+        }
+        Ok((session, Origin::Created))
+    }
+
+    /// Copies of the descriptors that keep a hidden session alive; `None` for other sessions and after the end.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when this process has too many open files.
+    pub fn descriptors(&self) -> Result<Option<Descriptors>, Error> {
+        let (Some(Place::Hidden(mount)), Some(device)) = (&self.place, self.connection.device.upgrade())
+        else {
+            return Ok(None);
+        };
+        let failed = |e| Error::io("copying the descriptors of a FUSE session", e);
+        Ok(Some(Descriptors {
+            device: device.try_clone().map_err(failed)?,
+            mount: mount.as_fd().try_clone_to_owned().map_err(failed)?,
+        }))
+    }
+
+    /// Ends this process's part in a session that is stored: nothing is unmounted, and reads that still wait are left to
+    /// the successor when the runtime ends. The process has to exit soon.
+    pub fn leave(mut self) {
+        self.connection.leaving.store(true, Ordering::SeqCst);
+        self.place = None;
     }
 
     /// A path to the root of the namespace, valid in this process while the session lives.
@@ -175,7 +276,7 @@ impl Session {
     }
 
     fn wait_ended(&self) {
-        if self.ended.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
+        if self.connection.ended.recv_timeout(END_WAIT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!(
                 "a FUSE session is unmounted but still used; it is served until its last user is gone"
             );
@@ -207,7 +308,7 @@ fn may_mount() -> bool {
 }
 
 /// Opens a connection, answers the kernel's first request, and starts the threads.
-fn connect(adapter: Adapter, options: &SessionOptions) -> Result<(DetachedMount, Receiver<()>), Error> {
+fn connect(adapter: Adapter, options: &SessionOptions) -> Result<(DetachedMount, Connection), Error> {
     let device = Path::new("/dev/fuse");
     let device = File::options()
         .read(true)
@@ -216,10 +317,13 @@ fn connect(adapter: Adapter, options: &SessionOptions) -> Result<(DetachedMount,
         .map_err(|e| Error::path("opening", device, e))?;
     let mount = new_mount(&device, options).create()?;
     let config = config(options);
+    let leaving = adapter.leaving();
+    let kept = device
+        .try_clone()
+        .map_err(|e| Error::io("copying a FUSE descriptor", e))?;
     let connection = fuser::Session::from_fd(adapter, OwnedFd::from(device), config.acl, config)
         .map_err(|e| Error::io("greeting the kernel's FUSE", e))?;
-    let ended = run(connection)?;
-    Ok((mount, ended))
+    Ok((mount, run(connection, kept.into(), leaving)?))
 }
 
 fn new_mount(device: &File, options: &SessionOptions) -> NewMount<'static> {
@@ -263,10 +367,17 @@ fn config(options: &SessionOptions) -> Config {
 }
 
 /// Starts the threads of a connection. The receiver is disconnected when they have ended.
-fn run(connection: fuser::Session<Adapter>) -> Result<Receiver<()>, Error> {
+fn run(
+    connection: fuser::Session<Adapter>,
+    device: OwnedFd,
+    leaving: Arc<AtomicBool>,
+) -> Result<Connection, Error> {
     let (running, ended) = sync_channel::<()>(0);
+    let device = Arc::new(device);
+    let lent = Arc::downgrade(&device);
     let body = move || {
         let _running = running;
+        let _device = device;
         match connection.run() {
             // An unmount can overtake a request that a thread is just taking; the kernel then answers the read with this.
             Err(error) if error.raw_os_error() == Some(Errno::ECONNABORTED as i32) => {}
@@ -276,7 +387,11 @@ fn run(connection: fuser::Session<Adapter>) -> Result<Receiver<()>, Error> {
     };
     let spawned = thread::Builder::new().name("fuse-session".to_owned()).spawn(body);
     spawned.map_err(|e| Error::io("starting the FUSE threads", e))?;
-    Ok(ended)
+    Ok(Connection {
+        ended,
+        device: lent,
+        leaving,
+    })
 }
 
 fn mount_by_helper(adapter: Adapter, target: &Path, options: &SessionOptions) -> Result<Session, Error> {
@@ -287,11 +402,14 @@ fn mount_by_helper(adapter: Adapter, target: &Path, options: &SessionOptions) ->
         messages: Vec::new(),
         source,
     };
+    let leaving = adapter.leaving();
     let connection = fuser::Session::new(adapter, &target, &config(options)).map_err(refuse)?;
-    let ended = run(connection)?;
+    let kept = connection.as_fd().try_clone_to_owned();
+    let kept = kept.map_err(|e| Error::io("copying a FUSE descriptor", e))?;
+    let connection = run(connection, kept, leaving)?;
     let entry = mountinfo::topmost_at(&target).map_err(|e| Error::io("reading the mount table", e))?;
     let place = Some(Place::ByHelper(entry.ok_or(Error::NotMounted { target })?));
-    Ok(Session { place, ended })
+    Ok(Session { place, connection })
 }
 
 /// Lets the set-user-ID program unmount what it has mounted for this user.

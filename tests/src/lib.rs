@@ -17,4 +17,5 @@ pub mod process;
 pub mod registry;
 pub mod scratch;
 pub mod sluice;
+pub mod takeover;
 pub mod tree_compare;

@@ -9,6 +9,7 @@ mod ls;
 mod mount;
 mod pack;
 mod profile;
+mod supervise;
 mod umount;
 
 use std::process::ExitCode;
@@ -32,6 +33,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Supervise(args) => return supervise::run(args),
+        Command::Supervised(args) => return supervise::become_command(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {
