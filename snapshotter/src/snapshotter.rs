@@ -39,7 +39,7 @@ impl Default for Options {
 #[derive(Clone, Debug)]
 pub struct Snapshotter {
     pub(crate) parts: Arc<Parts>,
-    // Ends the task when the last clone goes away; the task itself holds only `parts`.
+    // Ends the task when the last clone goes away.
     _worker: Arc<Worker>,
 }
 
@@ -112,7 +112,7 @@ impl Snapshotter {
             leases: Mutex::default(),
         });
         restore::restore(&parts).await?;
-        let worker = tokio::spawn(operations::cleanup::work(Arc::clone(&parts)));
+        let worker = tokio::spawn(operations::cleanup::work(Arc::downgrade(&parts), Arc::clone(&parts.work)));
         Ok(Self {
             parts,
             _worker: Arc::new(Worker(worker)),

@@ -5,8 +5,10 @@
 //! is how a client knows that nothing is left. Only one of them works at a time. What fails stays noted and is tried
 //! again, next time or at the next start.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
+
+use tokio::sync::Notify;
 
 use crate::error::Chain;
 use crate::snapshotter::Parts;
@@ -25,16 +27,18 @@ impl Snapshotter {
     }
 }
 
-/// The background task.
-pub(crate) async fn work(parts: Arc<Parts>) {
+/// The background task. It holds the parts only while it works, so they end with the last snapshotter.
+pub(crate) async fn work(parts: Weak<Parts>, woken: Arc<Notify>) {
     let mut due = None;
     loop {
         match due {
-            None => parts.work.notified().await,
+            None => woken.notified().await,
             Some(due) => {
-                let _ = tokio::time::timeout(due, parts.work.notified()).await;
+                // Woken or due, there is work either way.
+                let _ = tokio::time::timeout(due, woken.notified()).await;
             }
         }
+        let Some(parts) = parts.upgrade() else { return };
         let _only_one = parts.cleaning.lock().await;
         due = parts.trees.sweep(parts.tree_linger).await;
         if let Err(error) = clean_garbage(&parts).await {

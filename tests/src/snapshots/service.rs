@@ -1,6 +1,6 @@
 //! The service inside the test.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +9,16 @@ use sluice_snapshotter::testing::DirectoryImages;
 use sluice_snapshotter::{Error, Options, Snapshotter, serve, socket};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::Client;
 use crate::prerequisites;
 use crate::scratch::Scratch;
+
+/// How long a stopped service may take to let go of its files.
+const HANDOVER: Duration = Duration::from_secs(30);
+/// How often that is tried.
+const POLL: Duration = Duration::from_millis(5);
 
 /// A running service with its engine and a connected client. What is mounted under its scratch directory is unmounted when
 /// it is dropped.
@@ -101,7 +107,7 @@ async fn run(scratch: &Scratch, engine: Arc<DirectoryImages>, linger: Duration) 
         tree_linger: linger,
         ..Options::default()
     };
-    let snapshotter = Snapshotter::open(&scratch.join("root"), engine, options).await?;
+    let snapshotter = open(&scratch.join("root"), engine, options).await?;
     let path = scratch.join("s.sock");
     let listener = socket::bind(&path).await?;
     let (stop, stopped) = oneshot::channel();
@@ -112,4 +118,16 @@ async fn run(scratch: &Scratch, engine: Arc<DirectoryImages>, linger: Duration) 
     let task = tokio::spawn(serve(listener, snapshotter, shutdown));
     let client = Client::connect(&path, "sluice", "default").await?;
     Ok((Running { stop, task }, client))
+}
+
+/// The one before may still be finishing an operation or a connection in the background: it has the records locked until
+/// then.
+async fn open(root: &Path, engine: Arc<DirectoryImages>, options: Options) -> Result<Snapshotter> {
+    let deadline = Instant::now() + HANDOVER;
+    loop {
+        match Snapshotter::open(root, engine.clone(), options.clone()).await {
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(POLL).await,
+            result => return Ok(result?),
+        }
+    }
 }
