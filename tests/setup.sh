@@ -56,6 +56,8 @@ unpack_unstable() {
 
 erofs=${SLUICE_EROFS_UTILS:-$target/erofs-utils}
 [[ -x $erofs/usr/bin/fsck.erofs ]] || unpack_unstable erofs-utils "$erofs"
-# Of this one, only containerd, its client and its shim are run, with the libraries of the system.
+# Of this one, only containerd, its client and its shim are run, with the libraries of the system, for which its runc is too
+# new.
 containerd=${SLUICE_CONTAINERD_2:-$target/containerd-2}
 [[ -x $containerd/usr/bin/containerd ]] || unpack_unstable containerd "$containerd"
+rm -f "$containerd"/usr/{bin,sbin}/runc

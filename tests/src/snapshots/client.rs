@@ -35,6 +35,7 @@ pub struct Client {
     /// The snapshotter's name, which only containerd looks at.
     snapshotter: String,
     namespace: AsciiMetadataValue,
+    lease: Option<AsciiMetadataValue>,
 }
 
 impl Client {
@@ -50,7 +51,17 @@ impl Client {
             inner: SnapshotsClient::new(channel),
             snapshotter: snapshotter.to_owned(),
             namespace: namespace.parse()?,
+            lease: None,
         })
+    }
+
+    /// Everything made from now on belongs to this lease of containerd.
+    ///
+    /// # Errors
+    /// When the name cannot stand in metadata.
+    pub fn with_lease(mut self, lease: &str) -> Result<Self> {
+        self.lease = Some(lease.parse()?);
+        Ok(self)
     }
 
     fn request<T>(&self, message: T) -> Request<T> {
@@ -58,6 +69,9 @@ impl Client {
         request
             .metadata_mut()
             .insert("containerd-namespace", self.namespace.clone());
+        if let Some(lease) = &self.lease {
+            request.metadata_mut().insert("containerd-lease", lease.clone());
+        }
         request
     }
 
