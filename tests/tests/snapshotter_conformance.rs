@@ -29,7 +29,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use sluice_snapshotter::proto::snapshots::{Info, Kind};
@@ -37,76 +36,9 @@ use sluice_tests::snapshots::changes::{
     Change, apply, assert_same, directory, file, link, owner, remove, rename,
 };
 use sluice_tests::snapshots::mounting::Mounted;
-use sluice_tests::snapshots::{Labels, Service, labels};
+use sluice_tests::snapshots::suite::{Suite, root_label};
+use sluice_tests::snapshots::{Labels, labels};
 use tonic::Code;
-
-/// Keeps containerd's garbage collector away; here a label like any other.
-fn root_label() -> Labels {
-    labels(&[("containerd.io/gc.root", "2026-01-01T00:00:00Z")])
-}
-
-/// A service with what the cases need.
-struct Suite {
-    service: Service,
-    mounts: u32,
-}
-
-impl Suite {
-    async fn start(name: &str) -> Result<Self> {
-        let service = Service::start(name).await?;
-        Ok(Self { service, mounts: 0 })
-    }
-
-    fn new_directory(&mut self, name: &str) -> PathBuf {
-        self.mounts += 1;
-        self.service.scratch.join(format!("{name}-{}", self.mounts))
-    }
-
-    /// Prepares and mounts a snapshot.
-    async fn prepare(&mut self, key: &str, parent: &str) -> Result<Mounted> {
-        let mounts = self.service.client.prepare(key, parent, &root_label()).await?;
-        let directory = self.new_directory("prepared");
-        Mounted::new(&mounts, directory)
-    }
-
-    async fn commit(&self, name: &str, key: &str) -> Result<()> {
-        Ok(self.service.client.commit(name, key, &root_label()).await?)
-    }
-
-    /// Prepares, changes and commits.
-    async fn layer(&mut self, name: &str, parent: &str, changes: &[Change]) -> Result<()> {
-        let key = format!("{name}-prepare");
-        let mounted = self.prepare(&key, parent).await?;
-        apply(&mounted.directory, changes)?;
-        mounted.unmount()?;
-        self.commit(name, &key).await
-    }
-
-    /// Checks in a view that `name` shows what `flat` has.
-    async fn check(&mut self, name: &str, flat: &std::path::Path) -> Result<()> {
-        let key = format!("{name}-view");
-        let mounts = self.service.client.view(&key, name, &root_label()).await?;
-        let directory = self.new_directory("checked");
-        let mounted = Mounted::new(&mounts, directory)?;
-        assert_same(flat, &mounted.directory)?;
-        mounted.unmount()?;
-        Ok(self.service.client.remove(&key).await?)
-    }
-
-    /// Makes a chain of these layers and checks each of them against a flat directory.
-    async fn check_layers(&mut self, layers: &[&[Change]]) -> Result<()> {
-        let flat = self.service.scratch.directory("flat")?;
-        let mut parent = String::new();
-        for (at, changes) in layers.iter().enumerate() {
-            let name = format!("layer-{at}");
-            self.layer(&name, &parent, changes).await?;
-            apply(&flat, changes)?;
-            self.check(&name, &flat).await?;
-            parent = name;
-        }
-        Ok(())
-    }
-}
 
 async fn code<T>(answer: impl Future<Output = Result<T, tonic::Status>>) -> Code {
     answer.await.err().map_or(Code::Ok, |status| status.code())

@@ -32,16 +32,25 @@ impl Snapshotter {
         }
         match record.kind {
             Kind::View => Ok(Usage::default()),
-            Kind::Active => disk_usage::count(parts.directories.files(record.id)).await,
+            Kind::Active => self.count(key, &record).await,
             Kind::Committed => self.committed_usage(key, &record).await,
         }
+    }
+
+    async fn count(&self, key: &str, record: &Record) -> Result<Usage, Error> {
+        let counted = disk_usage::count(self.parts.directories.files(record.id)).await;
+        if counted.is_err() {
+            // Removed meanwhile: that is the answer, not a failing disk.
+            self.parts.store.get(key).await?;
+        }
+        counted
     }
 
     async fn committed_usage(&self, key: &str, record: &Record) -> Result<Usage, Error> {
         if let Some(usage) = record.usage {
             return Ok(usage);
         }
-        let usage = disk_usage::count(self.parts.directories.files(record.id)).await?;
+        let usage = self.count(key, record).await?;
         if let Err(error) = self.parts.store.set_usage(key, record.id, usage).await {
             tracing::warn!(snapshot = key, error = %Chain(&error), "usage is counted again next time");
         }
