@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <home>/images/<reference, with "/" as "%">    DiffIDs, lowest first, one a line
-//! <home>/layers/<hex of a DiffID>/              a layer in overlayfs form; missing: the layer cannot be served
+//! <home>/layers/<hex of a DiffID>/              a layer in overlayfs form, without opaque directories; missing:
+//!                                               the layer cannot be served
 //! <home>/merged/<name of a tree>/               what is mounted
 //! <home>/broken                                 while it exists, nothing can be mounted
 //! ```
