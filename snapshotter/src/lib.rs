@@ -5,13 +5,13 @@
 //! client neither fetches nor unpacks it. Everything else behaves like containerd's own overlayfs snapshotter, so layers
 //! of both kinds can lie on each other in any order.
 //!
-//! From the outside in: [`socket`] and [`service`] speak the protocol and decide nothing; [`operations`] has one file per
-//! operation; [`store`] keeps the records, one transaction per operation; [`chain`] says which directories lie below a
-//! snapshot, [`trees`] mounts the ones that are image trees, [`directories`] has the others; [`mounts`] turns the result
-//! into what the client mounts. [`restore`] puts all of that back after a restart or a reboot.
+//! From the outside in: [`socket`] and `service` speak the protocol and decide nothing; `operations` has one file per
+//! operation; `store` keeps the records, one transaction per operation; `chain` says which directories lie below a
+//! snapshot, `trees` mounts the ones that are image trees, `directories` has the others; [`mounts`] turns the result
+//! into what the client mounts. `restore` puts all of that back after a restart or a reboot.
 //!
 //! Rule of the house: containerd commits and removes inside its own transactions, so these two only change records.
-//! Whatever takes time happens in [`operations`]' cleanup, on request or in a background task.
+//! Whatever takes time happens in `operations`' cleanup, on request or in a background task.
 
 mod blocking;
 mod chain;
