@@ -112,7 +112,10 @@ impl Snapshotter {
             leases: Mutex::default(),
         });
         restore::restore(&parts).await?;
-        let worker = tokio::spawn(operations::cleanup::work(Arc::downgrade(&parts), Arc::clone(&parts.work)));
+        let worker = tokio::spawn(operations::cleanup::work(
+            Arc::downgrade(&parts),
+            Arc::clone(&parts.work),
+        ));
         Ok(Self {
             parts,
             _worker: Arc::new(Worker(worker)),
