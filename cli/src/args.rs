@@ -1,11 +1,18 @@
 //! Command-line arguments.
 
+mod cache;
+pub(crate) mod profile;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use bytesize::ByteSize;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sluice_converter::PackFormat;
+use sluice_storage::OnFailure;
 use sluice_storage::transport::ImageName;
+
+pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
 
 /// Starts gigabyte-sized container images in seconds: convert an image once, then mount it and fetch only what is read.
 #[derive(Debug, Parser)]
@@ -36,6 +43,10 @@ pub(crate) enum Command {
     Mount(MountArgs),
     /// Unmount an image that `sluice mount` serves.
     Umount(UmountArgs),
+    /// Show and exchange what starts of an image read, so that the next one has it in time.
+    Profile(profile::ProfileArgs),
+    /// Look into the cache of fetched bytes, make room in it, and check it. Mounts may run meanwhile.
+    Cache(CacheArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,
@@ -210,12 +221,33 @@ pub(crate) struct MountArgs {
     /// Directory of fetched bytes. Default: /var/cache/sluice for root, else ~/.cache/sluice.
     #[arg(long, value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
+    /// Bytes that the cache may take on the disk, such as 20GB. Default: four fifths of what is free plus what it has.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_quota: Option<ByteSize>,
     /// Directory of run-time state. Default: /run/sluice for root, else $XDG_RUNTIME_DIR/sluice.
     #[arg(long, value_name = "DIR")]
     pub(crate) run_dir: Option<PathBuf>,
     /// Platform of a multi-platform image. Default: this machine's.
     #[arg(long, value_name = "OS/ARCH")]
     pub(crate) platform: Option<String>,
+    /// What a reader gets when its bytes cannot be fetched: "error" after the deadline, or "stall" until they can be.
+    #[arg(long, value_name = "error|stall", default_value_t)]
+    pub(crate) on_failure: OnFailure,
+    /// Seconds that a read tries before it fails.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) read_deadline: u64,
+    /// Fetch the whole image in the background.
+    #[arg(long)]
+    pub(crate) fill: bool,
+    /// Stored bytes per second that --fill may take, such as 10MB. Default: whatever is left.
+    #[arg(long, value_name = "BYTES", requires = "fill")]
+    pub(crate) fill_rate: Option<ByteSize>,
+    /// Neither fetch what earlier starts of the image demanded nor record this one.
+    #[arg(long)]
+    pub(crate) no_profile: bool,
+    /// File that gets a JSON timeline of the mount when it ends: phases, first touches, waits, and bytes by reason.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) stats: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

@@ -2,6 +2,8 @@
 
 mod args;
 mod commands;
+
+mod open_image;
 mod output;
 mod progress;
 mod wiring;

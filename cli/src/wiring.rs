@@ -9,7 +9,10 @@ use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
-use sluice_storage::{ImageName, Layout, LazyImage, ManifestName, Platform, Repository, load_lazy_image};
+use sluice_storage::{
+    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository,
+    load_lazy_image_cached,
+};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -109,26 +112,36 @@ pub(crate) fn platforms(text: &str) -> anyhow::Result<Option<Platform>> {
     }
 }
 
-/// A converted image whose bytes can be read by ranges.
+/// A converted image whose bytes can be read by ranges. What `cache` has of its documents is not asked for again.
 pub(crate) async fn load_image(
     name: &ImageName,
     platform: &Platform,
     registries: &Arc<RegistryClient>,
+    cache: &Arc<Cache>,
 ) -> anyhow::Result<LazyImage> {
-    let (repository, manifest): (Arc<dyn Repository>, ManifestName) = match name {
-        ImageName::Registry(reference) => (registries.repository(reference)?, reference.manifest_name()),
+    let (repository, manifest) = repository(name, registries)?;
+    let repository: Arc<dyn Repository> = repository;
+    Ok(load_lazy_image_cached(&repository, &manifest, platform, &Limits::default(), cache).await?)
+}
+
+/// Where an image is, and its name there.
+pub(crate) fn repository(
+    name: &ImageName,
+    registries: &Arc<RegistryClient>,
+) -> anyhow::Result<(Arc<dyn WritableRepository>, ManifestName)> {
+    match name {
+        ImageName::Registry(reference) => Ok((registries.repository(reference)?, reference.manifest_name())),
         ImageName::Layout { path, name } => {
             let layout = Layout::open(path)?;
             let manifest = layout.manifest_name(name.as_ref())?;
-            (Arc::new(layout), manifest)
+            Ok((Arc::new(layout), manifest))
         }
         ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {
             bail!(
                 "{name} cannot be mounted: an archive is not read by ranges; convert it to docker:// or oci: first"
             )
         }
-    };
-    Ok(load_lazy_image(&repository, &manifest, platform, &Limits::default()).await?)
+    }
 }
 
 /// Where run-time state lies unless the user says otherwise.

@@ -1,7 +1,7 @@
 //! Media types and annotations.
 //!
-//! The media types of the OCI image spec 1.1 and of Docker image manifests v2 schema 2, and the one annotation that Sluice
-//! adds to a layer descriptor.
+//! The media types of the OCI image spec 1.1 and of Docker image manifests v2 schema 2, the one annotation that Sluice
+//! adds to a layer descriptor, and the types of the artifacts that Sluice attaches to images.
 
 /// Annotation on a layer descriptor: where the layer index lies in the blob, and its digest ([`crate::IndexLocation`]).
 /// containerd hands only annotations with the prefix `containerd.io/snapshot/` to a snapshotter.
@@ -34,6 +34,19 @@ pub const DOCKER_LAYER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.ta
 pub const DOCKER_LAYER_ZSTD: &str = "application/vnd.docker.image.rootfs.diff.tar.zstd";
 /// Docker layer, a plain tar.
 pub const DOCKER_LAYER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// The empty JSON object, which stands where an artifact has no config.
+pub const OCI_EMPTY: &str = "application/vnd.oci.empty.v1+json";
+
+/// Artifact type of a start-up profile: a manifest with one layer of type [`PROFILE_DOCUMENT`].
+pub const PROFILE_ARTIFACT: &str = "application/vnd.sluice.profile.v1";
+/// A start-up profile ([`crate::Profile`]).
+pub const PROFILE_DOCUMENT: &str = "application/vnd.sluice.profile.document.v1";
+
+/// Annotation on an artifact: the image ID that it is for, which several manifests may share.
+pub const IMAGE_ID_ANNOTATION: &str = "vnd.sluice.image-id";
+/// Annotation: when a manifest was made, in the format of RFC 3339.
+pub const CREATED_ANNOTATION: &str = "org.opencontainers.image.created";
 
 /// Whether a media type names a list of platforms.
 pub fn is_image_index(media_type: &str) -> bool {

@@ -1,6 +1,7 @@
-//! One chunk in, one chunk out.
+//! One chunk in, one chunk out; and the frames of other parts, with a bound.
 
 use std::fmt;
+use std::io::Read as _;
 
 use crate::chunk::ChunkRef;
 use crate::{Digest, FormatError};
@@ -137,6 +138,23 @@ pub fn verify_chunk(chunk: &ChunkRef, plain: &[u8]) -> Result<(), FormatError> {
         });
     }
     Ok(())
+}
+
+/// Decodes one zstd frame that must hold exactly `decoded_len` bytes. Streams, so that memory grows with what the frame
+/// really holds and not with what its header claims.
+pub(crate) fn decode_frame(stored: &[u8], decoded_len: u64) -> Result<Vec<u8>, String> {
+    let decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(|e| e.to_string())?;
+    let mut decoded = Vec::new();
+    decoder
+        .take(decoded_len.saturating_add(1))
+        .read_to_end(&mut decoded)
+        .map_err(|e| e.to_string())?;
+    if decoded.len() as u64 != decoded_len {
+        return Err(format!(
+            "decodes to another length than the {decoded_len} bytes announced"
+        ));
+    }
+    Ok(decoded)
 }
 
 #[cfg(test)]

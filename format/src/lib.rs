@@ -3,7 +3,7 @@
 //! An OCI layer is a tar stream. Its uncompressed bytes, the *plain layer*, are never changed; everything here describes
 //! them. [`scan`] reads a tar and yields its [`tree`] and the chunk cuts; [`chunk`] says where the stored bytes of each
 //! chunk lie; [`layer_index`] packs both into the bytes that travel with a layer; [`erofs`] writes and reads trees as
-//! EROFS metadata that the kernel can mount; [`merge`] stacks the trees of several layers into one image tree.
+//! EROFS metadata that the kernel can mount; [`merge`] stacks the trees of several layers into one image tree; [`profile`] says what a start read.
 //!
 //! Every byte parsed here may come from an attacker: parsers are bounded by [`Limits`], errors name the
 //! value and the bound, and nothing panics on any input.
@@ -14,6 +14,7 @@ pub mod artifact;
 pub mod chunk;
 pub mod compression;
 pub mod cut;
+pub mod date;
 pub mod digest;
 pub mod erofs;
 mod error;
@@ -22,6 +23,8 @@ pub mod layer_index;
 pub mod limits;
 pub mod merge;
 pub mod name;
+pub mod profile;
+pub mod program;
 pub mod scan;
 pub mod tree;
 
@@ -31,4 +34,5 @@ pub use error::FormatError;
 pub use layer_index::{IndexLocation, LayerIndex};
 pub use limits::Limits;
 pub use name::EntryName;
+pub use profile::Profile;
 pub use tree::{LayerTree, Node, NodeId, NodeKind, Tree};

@@ -36,6 +36,10 @@ pub struct Limits {
     pub deferred_links: usize,
     /// Length of an image manifest, image index or image config in bytes.
     pub manifest_len: u64,
+    /// Stored length of a start-up profile in bytes.
+    pub profile_stored_len: u64,
+    /// Demands in a start-up profile.
+    pub profile_demands: usize,
 }
 
 impl Default for Limits {
@@ -57,6 +61,8 @@ impl Default for Limits {
             layers: 512,
             deferred_links: 100_000,
             manifest_len: 8 << 20,
+            profile_stored_len: 1 << 20,
+            profile_demands: 100_000,
         }
     }
 }

@@ -53,6 +53,10 @@ impl PlainSource for PlainLayer {
     fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
         Self::read_cached(self, plain)
     }
+
+    fn complete_file(&self) -> Option<PathBuf> {
+        Self::complete_file(self)
+    }
 }
 
 /// A plain layer with its name.

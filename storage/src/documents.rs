@@ -128,7 +128,11 @@ pub fn manifest_media_type(bytes: &[u8], limits: &Limits) -> Result<String, Erro
     }
 }
 
-fn parse<T: DeserializeOwned>(what: &'static str, bytes: &[u8], limits: &Limits) -> Result<T, Error> {
+pub(crate) fn parse<T: DeserializeOwned>(
+    what: &'static str,
+    bytes: &[u8],
+    limits: &Limits,
+) -> Result<T, Error> {
     FormatError::check_limit(
         "length of a manifest or config",
         bytes.len() as u64,

@@ -5,9 +5,13 @@
 //! returned has been checked as far as it can be without reading the layers: the manifest by its digest, the config by the
 //! manifest's, each layer index by the digest in its annotation and by the DiffID that the config lists.
 //!
+//! With a cache, documents and indexes that are there are not asked for again, and a name that the repository cannot be asked
+//! about means what it meant the last time (see the module `offline`).
+//!
 //! A footer's index is as trustworthy as the connection: its digest comes from the same blob. The annotation's is pinned by
 //! the manifest.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,9 +19,13 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_format::artifact::{self, INDEX_ANNOTATION};
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
 use sluice_format::merge::merge;
-use sluice_format::{ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree};
+use sluice_format::{
+    BlobDigest, ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree,
+};
 
+use crate::cache::Cache;
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
+use crate::offline::{self, Remembering, full_name};
 use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
 
 /// Layer indexes fetched at the same time: more than nearly every image has layers, fewer than a registry's patience.
@@ -67,6 +75,8 @@ pub struct LazyLayer {
     pub plain_len: u64,
     /// Its tree and chunk table.
     pub index: Arc<LayerIndex>,
+    /// Digest of its index as it is stored.
+    pub index_digest: Digest,
     /// Its stored bytes.
     pub blob: Arc<dyn Blob>,
 }
@@ -83,18 +93,132 @@ pub async fn load_lazy_image(
     platform: &Platform,
     limits: &Limits,
 ) -> Result<LazyImage, Error> {
-    let manifest = fetch_platform_manifest(repository.as_ref(), name, platform, limits).await?;
+    let resolved = resolve_image(repository.as_ref(), name, platform, limits).await?;
+    load_resolved(repository.as_ref(), &resolved, limits, None).await
+}
+
+/// An image of which no more than the manifest is known: enough to ask for what is attached to it while the rest loads.
+#[derive(Clone, Debug)]
+pub struct ResolvedImage {
+    /// The manifest of the chosen platform.
+    pub manifest: Manifest,
+    document: ImageManifest,
+    /// For messages.
+    shown: String,
+}
+
+impl ResolvedImage {
+    /// Digest of the config; conversion keeps it.
+    pub fn image_id(&self) -> Digest {
+        self.document.config.digest.0
+    }
+
+    /// What an artifact that is attached to the manifest names as its subject.
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            media_type: self.manifest.media_type.clone(),
+            digest: BlobDigest(self.manifest.digest),
+            size: self.manifest.bytes.len() as u64,
+            annotations: Default::default(),
+        }
+    }
+}
+
+/// The first step of [`load_lazy_image`]: `name` to the manifest for `platform`.
+///
+/// # Errors
+/// As [`fetch_platform_manifest`]; [`ErrorKind::Corrupt`] for a manifest that is not valid.
+pub async fn resolve_image(
+    repository: &dyn Repository,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+) -> Result<ResolvedImage, Error> {
+    let manifest = fetch_platform_manifest(repository, name, platform, limits).await?;
     let document = ImageManifest::parse(&manifest.bytes, limits)?;
-    let image = format!("{} ({name})", repository.location());
+    Ok(ResolvedImage {
+        manifest,
+        document,
+        shown: format!("{} ({name})", repository.location()),
+    })
+}
+
+/// The second step of [`load_lazy_image`]: the config and the index of every layer.
+///
+/// # Errors
+/// As [`load_lazy_image`].
+pub async fn load_resolved_image(
+    repository: &dyn Repository,
+    resolved: &ResolvedImage,
+    limits: &Limits,
+) -> Result<LazyImage, Error> {
+    load_resolved(repository, resolved, limits, None).await
+}
+
+/// [`load_lazy_image`] with a cache: the repository is asked what a tag means, and for what the cache lacks. When it cannot be asked,
+/// the tag means what it meant the last time. A name with a digest needs no repository when everything is cached.
+///
+/// # Errors
+/// As [`load_lazy_image`].
+pub async fn load_lazy_image_cached(
+    repository: &Arc<dyn Repository>,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+    cache: &Arc<Cache>,
+) -> Result<LazyImage, Error> {
+    let resolved = resolve_image_cached(repository, name, platform, limits, cache).await?;
+    load_resolved_image_cached(repository, name, platform, &resolved, limits, cache).await
+}
+
+/// The first step of [`load_lazy_image_cached`].
+///
+/// # Errors
+/// As [`resolve_image`].
+pub async fn resolve_image_cached(
+    repository: &Arc<dyn Repository>,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+    cache: &Arc<Cache>,
+) -> Result<ResolvedImage, Error> {
+    resolve_image(&Remembering::new(repository, cache), name, platform, limits).await
+}
+
+/// The second step of [`load_lazy_image_cached`], with the name and platform that the image was resolved from.
+///
+/// # Errors
+/// As [`load_resolved_image`].
+pub async fn load_resolved_image_cached(
+    repository: &Arc<dyn Repository>,
+    name: &ManifestName,
+    platform: &Platform,
+    resolved: &ResolvedImage,
+    limits: &Limits,
+    cache: &Arc<Cache>,
+) -> Result<LazyImage, Error> {
+    let remembering = Remembering::new(repository, cache);
+    let image = load_resolved(&remembering, resolved, limits, Some(cache)).await?;
+    offline::remember_image(cache, &full_name(repository.as_ref(), name), platform, &image).await;
+    Ok(image)
+}
+
+async fn load_resolved(
+    repository: &dyn Repository,
+    resolved: &ResolvedImage,
+    limits: &Limits,
+    cache: Option<&Arc<Cache>>,
+) -> Result<LazyImage, Error> {
+    let (document, image) = (&resolved.document, &resolved.shown);
     let config = repository.fetch_blob(&document.config, limits.manifest_len);
-    let indexes = load_indexes(repository.as_ref(), &document.layers, &image, limits);
+    let indexes = load_indexes(repository, &document.layers, image, limits, cache);
     let (config, loaded) = futures_util::future::try_join(config, indexes).await?;
 
     let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
-    check_diff_ids(&image, &diff_ids, &loaded)?;
+    check_diff_ids(image, &diff_ids, &loaded)?;
     let index_bytes = loaded.iter().map(|(_, stored_len)| stored_len).sum();
     Ok(LazyImage {
-        manifest_digest: manifest.digest,
+        manifest_digest: resolved.manifest.digest,
         image_id: document.config.digest.0,
         config,
         layers: loaded.into_iter().map(|(layer, _)| layer).collect(),
@@ -138,10 +262,11 @@ async fn load_indexes(
     layers: &[Descriptor],
     image: &str,
     limits: &Limits,
+    cache: Option<&Arc<Cache>>,
 ) -> Result<Vec<(LazyLayer, u64)>, Error> {
     let loads = layers.iter().enumerate().map(|(at, descriptor)| {
         let blob = repository.open_blob(descriptor);
-        load_layer(blob, descriptor, at + 1, image, limits)
+        load_layer(blob, descriptor, at + 1, image, limits, cache)
     });
     stream::iter(loads).buffered(INDEXES_AT_ONCE).try_collect().await
 }
@@ -152,9 +277,10 @@ async fn load_layer(
     number: usize,
     image: &str,
     limits: &Limits,
+    cache: Option<&Arc<Cache>>,
 ) -> Result<(LazyLayer, u64), Error> {
     let what = format!("index of layer {number} ({}) of {image}", descriptor.digest);
-    let Some(location) = locate_index(&blob, descriptor).await? else {
+    let Some(location) = locate_index(&blob, descriptor, cache).await? else {
         return Err(no_index(descriptor, number, image));
     };
     FormatError::check_limit(
@@ -162,32 +288,58 @@ async fn load_layer(
         location.stored_len,
         limits.index_stored_len,
     )?;
-    let end = location.stored_off.checked_add(location.stored_len);
-    let Some(end) = end.filter(|end| *end <= blob.stored_len()) else {
-        let message = format!("the {what} lies outside its blob");
-        return Err(Error::new(ErrorKind::Corrupt, message));
+    let stored = index_range(&location, blob.stored_len(), &what)?;
+    let kept = offline::load(cache, location.digest, limits.index_stored_len).await;
+    let is_kept = kept.is_some();
+    let bytes = match kept {
+        Some(bytes) => bytes,
+        None => blob.read_range(stored).await?,
     };
-    let bytes = blob.read_range(location.stored_off..end).await?;
     let stored_len = blob.stored_len();
-    let parse_limits = limits.clone();
+    let (parse_limits, keep, blob_digest) = (limits.clone(), cache.cloned(), descriptor.digest);
     let parsed = blocking::run("parse a layer index", move || {
-        parse_index(&what, &bytes, &location, stored_len, &parse_limits)
+        let index = parse_index(&what, &bytes, &location, stored_len, &parse_limits)?;
+        if let Some(cache) = keep.filter(|_| !is_kept) {
+            cache.documents().put(&location.digest, &bytes);
+            cache.documents().put_location(&blob_digest, &location);
+        }
+        Ok(index)
     });
     let index = parsed.await?;
     let layer = LazyLayer {
         descriptor: descriptor.clone(),
         diff_id: index.diff_id,
         plain_len: index.chunks.plain_len(),
+        index_digest: location.digest,
         index: Arc::new(index),
         blob,
     };
     Ok((layer, location.stored_len))
 }
 
-/// Where the layer's index is: from the annotation, or from the footer of a zstd blob.
-async fn locate_index(blob: &Arc<dyn Blob>, layer: &Descriptor) -> Result<Option<IndexLocation>, Error> {
+/// The stored range of an index, which must lie within its blob.
+fn index_range(location: &IndexLocation, stored_len: u64, what: &str) -> Result<Range<u64>, Error> {
+    let end = location.stored_off.checked_add(location.stored_len);
+    match end.filter(|end| *end <= stored_len) {
+        Some(end) => Ok(location.stored_off..end),
+        None => {
+            let message = format!("the {what} lies outside its blob");
+            Err(Error::new(ErrorKind::Corrupt, message))
+        }
+    }
+}
+
+/// Where the layer's index is: from the annotation, from an earlier look, or from the footer of a zstd blob.
+async fn locate_index(
+    blob: &Arc<dyn Blob>,
+    layer: &Descriptor,
+    cache: Option<&Arc<Cache>>,
+) -> Result<Option<IndexLocation>, Error> {
     if let Some(text) = layer.annotations.get(INDEX_ANNOTATION) {
         return Ok(Some(text.parse()?));
+    }
+    if let Some(location) = offline::location(cache, layer.digest).await {
+        return Ok(Some(location));
     }
     let is_zstd = matches!(
         layer.media_type.as_str(),

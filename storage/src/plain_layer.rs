@@ -2,39 +2,100 @@
 //!
 //! A read first takes what this host has: the cache on disk, then the chunks that were fetched lately. The rest is fetched
 //! through [`crate::fetch`], once per chunk however many readers wait, and every byte that is returned was verified
-//! against the chunk's digest. A reader that goes away does not stop a fetch; a fetch that fails is not remembered. What
-//! the source calls temporary has been retried there. This module does not read ahead.
+//! against the chunk's digest. What readers do also tells what they will want next, and that is fetched in lesser lanes.
+//!
+//! A reader that goes away does not stop a fetch; a fetch that fails is not remembered. What the source calls temporary has been
+//! retried there; how long a reader waits beyond that is the layer's [`ReadPolicy`]. Dropping the layer gives up what was queued for it.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::try_join_all;
 use sluice_format::DiffId;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
 
-use crate::fetch::{Flights, Source, fetch_missing};
-use crate::{CachedLayer, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
+use crate::fetch::readahead::Foresight;
+use crate::fetch::{Claim, Lane, Source, loader};
+use crate::read_policy::{Patience, ReadPolicy};
+use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
+
+/// Looks at the cache and the board before a read gives up: a chunk can be evicted between its arrival and its being read.
+const ROUNDS: usize = 3;
+
+/// Who wants to know what readers touch.
+pub trait ReadObserver: std::fmt::Debug + Send + Sync {
+    /// A reader touched a chunk of a layer: `layer` as it was given to [`PlainLayerOptions`], `chunk` a position in its chunk table. Called
+    /// on the way of every read, so it must be quick.
+    fn touched(&self, layer: usize, chunk: usize);
+
+    /// A reader begins to wait for chunks that it touched. It waits until the value is dropped.
+    fn begin_wait(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
+        None
+    }
+
+    /// A reader waited for some of these chunks, which it touched before.
+    fn waited(&self, _layer: usize, _chunks: Range<usize>, _wait: Duration) {}
+}
+
+/// Chunks to fetch together.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct MissingChunks {
+    pub(crate) chunks: Vec<usize>,
+    pub(crate) stored_len: u64,
+}
+
+/// How one layer is read.
+#[derive(Clone, Debug, Default)]
+pub struct PlainLayerOptions {
+    /// How long readers wait when the source fails.
+    pub policy: ReadPolicy,
+    /// Number of the layer for the observers.
+    pub position: usize,
+    /// Told what readers do.
+    pub observers: Vec<Arc<dyn ReadObserver>>,
+    /// A profile tells what a start will read, so that programs need not be looked into.
+    pub has_profile: bool,
+}
 
 /// The plain bytes of one layer, wherever they are.
 #[derive(Debug)]
 pub struct PlainLayer {
-    source: Source,
-    flights: Arc<Flights>,
+    source: Arc<Source>,
+    foresight: Foresight,
+    programs: loader::Programs,
+    runtime: Handle,
+    /// The file that the kernel was given, which is kept for it as long as this layer lives.
+    complete: OnceLock<CompleteFile>,
+    options: PlainLayerOptions,
 }
 
 impl PlainLayer {
     /// A layer that reads its blob through `fetcher` and keeps what it fetched in `cache`, which must be that of the same
     /// layer index.
     pub fn new(layer: &LazyLayer, cache: Option<CachedLayer>, fetcher: &Arc<Fetcher>) -> Arc<Self> {
-        let source = Source {
-            index: layer.index.clone(),
-            blob: layer.blob.clone(),
-            cache,
-            fetcher: fetcher.clone(),
-        };
+        Self::with_options(layer, cache, fetcher, PlainLayerOptions::default())
+    }
+
+    /// The same, read as `options` say.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn with_options(
+        layer: &LazyLayer,
+        cache: Option<CachedLayer>,
+        fetcher: &Arc<Fetcher>,
+        options: PlainLayerOptions,
+    ) -> Arc<Self> {
         Arc::new(Self {
-            source,
-            flights: Arc::default(),
+            source: fetcher.source(layer, cache),
+            foresight: Foresight::new(layer.index.clone()),
+            programs: loader::Programs::default(),
+            runtime: Handle::current(),
+            complete: OnceLock::new(),
+            options,
         })
     }
 
@@ -70,25 +131,127 @@ impl PlainLayer {
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] for a range outside the layer; [`ErrorKind::Corrupt`] for a chunk that does not match its
-    /// digest twice in a row; what the source reports.
+    /// digest twice in a row; what the source reports, when the layer's policy says so.
     pub async fn read(&self, plain: Range<u64>) -> Result<Bytes, Error> {
         self.check(&plain)?;
-        let wanted = self.source.index.chunks.covering(plain.clone());
-        if let Some(bytes) = self.read_kept(plain.clone()).await? {
-            self.source.fetcher.counters().add_hits(wanted.len());
-            return Ok(bytes);
+        if let Some(refusal) = self.source.cache.as_ref().and_then(CachedLayer::refusal) {
+            return Err(refusal);
         }
-        let chunks = self.collect(wanted.clone()).await?;
-        Ok(self.cut(wanted, chunks, &plain))
+        let wanted = self.source.index.chunks.covering(plain.clone());
+        let ahead = self.touched(wanted.clone());
+        let bytes = self.read_patiently(&plain, wanted, ahead).await?;
+        self.foresee_program(plain.start, &bytes);
+        Ok(bytes)
+    }
+
+    async fn read_patiently(
+        &self,
+        plain: &Range<u64>,
+        wanted: Range<usize>,
+        mut ahead: Vec<(usize, Lane)>,
+    ) -> Result<Bytes, Error> {
+        let mut patience = Patience::new(&self.options.policy);
+        loop {
+            let round = self.collect(wanted.clone(), std::mem::take(&mut ahead));
+            match patience.bound(round).await {
+                Ok(chunks) => return Ok(self.cut(wanted, chunks, plain)),
+                Err(error) => patience.after(error, self.diff_id()).await.inspect_err(|_| {
+                    self.source.fetcher.counters().read_failed();
+                })?,
+            }
+        }
     }
 
     /// The verified bytes of `plain` when the cache on disk has all of them. Blocks on the disk; for threads outside the
     /// runtime, which spares them the way through it.
     pub fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
-        let wanted = self.source.index.chunks.covering(plain.clone()).len();
-        let bytes = self.source.cache.as_ref()?.read_range(plain)?;
-        self.source.fetcher.counters().add_hits(wanted);
+        let bytes = self.source.cache.as_ref()?.read_range(plain.clone())?;
+        let wanted = self.source.index.chunks.covering(plain.clone());
+        self.source.fetcher.counters().add_hits(wanted.len());
+        let ahead = self.touched(wanted);
+        self.want_ahead(ahead);
+        self.foresee_program(plain.start, &bytes);
         Some(bytes)
+    }
+
+    /// Says that chunks will be fetched for another reason, such as a profile: that a reader touches them tells nothing new.
+    pub fn expect(&self, chunks: impl IntoIterator<Item = usize>) {
+        chunks.into_iter().for_each(|chunk| self.foresight.expect(chunk));
+    }
+
+    /// Has chunks of several layers fetched that nobody waits for, in this order, unless this host has them. Each is a position in `layers` and
+    /// one in the chunk table of that layer; those that do not exist are skipped.
+    pub fn prefetch(layers: &[Arc<Self>], chunks: impl IntoIterator<Item = (usize, usize)>, lane: Lane) {
+        for (layer, chunk) in chunks {
+            let Some(Self { source, .. }) = layers.get(layer).map(Arc::as_ref) else {
+                continue;
+            };
+            if chunk < source.index.chunks.chunks().len() {
+                source.upstream.queue(source, chunk, lane);
+            }
+        }
+        layers.iter().for_each(|layer| layer.source.upstream.start());
+    }
+
+    fn want_ahead(&self, ahead: Vec<(usize, Lane)>) {
+        if !ahead.is_empty() {
+            self.source.upstream.want(&self.source, &ahead);
+        }
+    }
+
+    /// The next missing chunks, up to `most_len` stored bytes but at least one.
+    pub(crate) fn next_missing(&self, most_len: u64) -> MissingChunks {
+        let mut batch = MissingChunks::default();
+        let Some(cache) = &self.source.cache else {
+            return batch;
+        };
+        for chunk in cache.missing() {
+            if batch.stored_len >= most_len {
+                break;
+            }
+            batch.stored_len += u64::from(self.source.chunk(chunk).stored_len);
+            batch.chunks.push(chunk);
+        }
+        batch
+    }
+
+    /// Fetches chunks in a lane and waits for them.
+    ///
+    /// # Errors
+    /// As [`Self::read`], whatever the layer's policy.
+    pub(crate) async fn fetch(&self, chunks: &[usize], lane: Lane) -> Result<(), Error> {
+        for claim in self.source.upstream.claim(&self.source, chunks, lane) {
+            if let Claim::Fetched(ticket) = claim {
+                ticket.outcome().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Verifies a complete layer against its DiffID. A layer that is not complete is left as it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Corrupt`] when the bytes are not those of the DiffID: the layer is out of service then.
+    pub async fn verify_whole(&self) -> Result<(), Error> {
+        match self.source.cache.clone() {
+            Some(cache) => blocking::run("verify a layer", move || cache.verify_whole().map(|_| ())).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The local file with all plain bytes, when the cache has every chunk and has verified them against the DiffID. It stays as it
+    /// is as long as this layer lives. Blocks on the disk.
+    pub fn complete_file(&self) -> Option<PathBuf> {
+        if let Some(file) = self.complete.get() {
+            return Some(file.path().to_owned());
+        }
+        let file = self.source.cache.as_ref()?.complete_file()?;
+        Some(self.complete.get_or_init(|| file).path().to_owned())
+    }
+
+    /// Chunks of any layer of the same upstream that wait in a lane.
+    pub fn waiting(&self, lane: Lane) -> usize {
+        self.source.upstream.waiting(lane)
     }
 
     fn check(&self, plain: &Range<u64>) -> Result<(), Error> {
@@ -105,37 +268,91 @@ impl PlainLayer {
         Err(Error::new(ErrorKind::InvalidInput, message))
     }
 
-    async fn read_kept(&self, plain: Range<u64>) -> Result<Option<Bytes>, Error> {
-        let Some(cache) = self.source.cache.clone() else {
-            return Ok(None);
-        };
-        blocking::run("read the cache", move || Ok(cache.read_range(plain))).await
+    /// Notes what a reader touched, and tells what it will want next.
+    fn touched(&self, chunks: Range<usize>) -> Vec<(usize, Lane)> {
+        for observer in &self.options.observers {
+            for chunk in chunks.clone() {
+                observer.touched(self.options.position, chunk);
+            }
+        }
+        self.foresight.touch(chunks)
+    }
+
+    /// When a reader has just read the head of a program, has fetched what a loader reads of it next.
+    fn foresee_program(&self, plain_off: u64, head: &[u8]) {
+        if self.options.has_profile || self.is_complete() {
+            return;
+        }
+        if let Some(program) = self.programs.meet(plain_off, head) {
+            let source = self.source.clone();
+            self.runtime
+                .spawn(loader::fetch_ahead(source, plain_off, program));
+        }
+    }
+
+    fn waited(&self, chunks: Range<usize>, wait: Duration) {
+        self.source.fetcher.counters().read_waited(wait);
+        for observer in &self.options.observers {
+            observer.waited(self.options.position, chunks.clone(), wait);
+        }
     }
 
     /// The plain bytes of each wanted chunk.
-    async fn collect(&self, wanted: Range<usize>) -> Result<Vec<Bytes>, Error> {
-        let mut kept = self.kept_chunks(wanted.clone()).await?;
-        let missing: Vec<usize> = wanted
-            .clone()
-            .zip(&kept)
-            .filter_map(|(chunk, kept)| kept.is_none().then_some(chunk))
-            .collect();
+    async fn collect(
+        &self,
+        wanted: Range<usize>,
+        mut ahead: Vec<(usize, Lane)>,
+    ) -> Result<Vec<Bytes>, Error> {
+        let began = Instant::now();
+        let mut kept = self.kept_chunks(wanted.clone(), vec![None; wanted.len()]).await?;
+        let missing = kept.iter().filter(|chunk| chunk.is_none()).count();
         let counters = self.source.fetcher.counters();
-        counters.add_hits(wanted.len() - missing.len());
-        counters.add_misses(missing.len());
-        let tickets = fetch_missing(&self.source, &self.flights, &missing);
-        let fetched = try_join_all(tickets.into_iter().map(|ticket| ticket.outcome())).await?;
-        for (chunk, plain) in missing.into_iter().zip(fetched) {
-            kept[chunk - wanted.start] = Some(plain);
+        counters.add_hits(wanted.len() - missing);
+        counters.add_misses(missing);
+        let observers = self.options.observers.iter().filter(|_| missing > 0);
+        let _waiting: Vec<_> = observers.map(|observer| observer.clone().begin_wait()).collect();
+        for _ in 0..ROUNDS {
+            let at: Vec<usize> = (0..kept.len()).filter(|at| kept[*at].is_none()).collect();
+            let chunks: Vec<usize> = at.iter().map(|at| wanted.start + at).collect();
+            let claims = self.source.upstream.demand(&self.source, &chunks, &ahead);
+            ahead.clear();
+            for (at, claim) in at.into_iter().zip(claims) {
+                if let Claim::Fetched(ticket) = claim {
+                    kept[at] = Some(ticket.outcome().await?);
+                }
+            }
+            kept = self.kept_chunks(wanted.clone(), kept).await?;
+            if kept.iter().all(Option::is_some) {
+                if missing > 0 {
+                    self.waited(wanted, began.elapsed());
+                }
+                return Ok(kept.into_iter().flatten().collect());
+            }
         }
-        Ok(kept.into_iter().flatten().collect())
+        let message = format!(
+            "chunks of layer {} are evicted before they are read",
+            self.diff_id()
+        );
+        Err(Error::new(ErrorKind::Unavailable, message))
     }
 
-    /// What this host has of the wanted chunks.
-    async fn kept_chunks(&self, wanted: Range<usize>) -> Result<Vec<Option<Bytes>>, Error> {
+    /// Fills in what this host has of the wanted chunks.
+    async fn kept_chunks(
+        &self,
+        wanted: Range<usize>,
+        mut known: Vec<Option<Bytes>>,
+    ) -> Result<Vec<Option<Bytes>>, Error> {
+        if known.iter().all(Option::is_some) {
+            return Ok(known);
+        }
         let source = self.source.clone();
         blocking::run("read the cache", move || {
-            Ok(wanted.map(|chunk| source.kept(chunk)).collect())
+            for (chunk, known) in wanted.zip(&mut known) {
+                if known.is_none() {
+                    *known = source.kept(chunk);
+                }
+            }
+            Ok(known)
         })
         .await
     }
@@ -154,5 +371,11 @@ impl PlainLayer {
         let mut whole = BytesMut::with_capacity((plain.end - plain.start) as usize);
         parts.for_each(|part| whole.extend_from_slice(&part));
         whole.freeze()
+    }
+}
+
+impl Drop for PlainLayer {
+    fn drop(&mut self) {
+        self.source.upstream.forget(self.source.layer, Lane::Readahead);
     }
 }

@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Deserializer, Serialize};
 use sluice_format::{BlobDigest, Digest};
 
+use crate::referrers::{self, Referrer};
 use crate::{Blob, Error};
 
 /// How a manifest is asked for.
@@ -61,7 +62,7 @@ pub struct Descriptor {
     pub annotations: BTreeMap<String, String>,
 }
 
-fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
+pub(crate) fn null_as_default<'de, D, T>(from: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de> + Default,
@@ -109,6 +110,20 @@ pub trait Repository: Debug + Send + Sync {
         descriptor: &'a Descriptor,
         max_len: u64,
     ) -> BoxFuture<'a, Result<Bytes, Error>>;
+
+    /// The artifacts of this type attached to manifest `subject`, in no order; at most
+    /// [`REFERRERS_MAX`](referrers::REFERRERS_MAX). None is no error. A list may be wrong: see
+    /// [`fetch_artifact`](referrers::fetch_artifact).
+    ///
+    /// # Errors
+    /// What hinders reading the list.
+    fn fetch_referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Referrer>, Error>> {
+        Box::pin(referrers::fetch_tagged(self, subject, artifact_type))
+    }
 }
 
 /// A repository that takes new images.
@@ -147,6 +162,20 @@ pub trait WritableRepository: Repository {
         media_type: &'a str,
         bytes: Bytes,
     ) -> BoxFuture<'a, Result<(), Error>>;
+
+    /// Stores the manifest `bytes`, which names `subject` as its subject, under its digest and lists it among the
+    /// referrers of `subject`. Idempotent.
+    ///
+    /// # Errors
+    /// Whatever hinders writing.
+    fn put_referrer<'a>(
+        &'a self,
+        subject: &'a Digest,
+        referrer: &'a Referrer,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(referrers::put_tagged(self, subject, referrer, bytes))
+    }
 }
 
 /// A blob being written. Dropping it before [`BlobWriter::finish`] leaves nothing behind.

@@ -1,5 +1,6 @@
 //! One file per command.
 
+mod cache;
 mod cat;
 mod check;
 mod convert;
@@ -7,6 +8,7 @@ mod inspect;
 mod ls;
 mod mount;
 mod pack;
+mod profile;
 mod umount;
 
 use std::process::ExitCode;
@@ -28,12 +30,14 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Cat(args) => cat::run(&args),
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        Command::Cache(args) => cache::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
-        Err(error) if error.is::<check::NotSound>() => Ok(ExitCode::FAILURE),
+        Err(error) if error.is::<check::NotSound>() || error.is::<cache::Damaged>() => Ok(ExitCode::FAILURE),
         Err(error) => Err(error),
     }
 }

@@ -1,20 +1,21 @@
 //! `sluice mount`: serves one image in the foreground until it is unmounted or the process is asked to end.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
-use sluice_format::Limits;
-use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{Cache, Counters, Fetcher, LazyImage, PlainLayer};
+use sluice_storage::{
+    Cache, CacheOptions, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Repository, Timeline,
+};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::args::{FrontArg, MountArgs};
+use crate::open_image::{OpenImage, Opener};
 use crate::wiring::{EndSignals, Interrupted};
 use crate::{output, wiring};
 
@@ -58,53 +59,78 @@ async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut signals = EndSignals::new()?;
     let registries = wiring::registries(&args.common)?;
-    let prepared = tokio::select! {
-        prepared = prepare(args, &registries) => prepared?,
+    let timeline = args.stats.as_ref().map(|_| Arc::new(Timeline::new()));
+    let counters = Arc::new(Counters::default());
+    let opener = opener(args, timeline.clone(), &counters)?;
+    let mut open = tokio::select! {
+        open = open(args, &registries, &opener) => open?,
         () = signals.recv() => return Err(Interrupted.into()),
     };
-    let image = prepared.image;
-    let counters = prepared.counters;
-    let request = prepared.request;
     // Mounting takes milliseconds and is not interruptible; a signal that arrives meanwhile is seen right after it.
     let runtime = Handle::current();
+    let request = request(args, &open);
     let mut mounted = tokio::task::block_in_place(|| MountedImage::mount(request, Some(guard), &runtime))?;
-    report_ready(args, &image, &mounted, &registries, started)?;
+    if let Some(timeline) = &timeline {
+        timeline.phase("mounted");
+    }
+    report_ready(args, &open, &mounted, &registries, started)?;
+    let fill = args.fill.then(|| {
+        let (layers, rate) = (open.layers.clone(), args.fill_rate.map(|rate| rate.as_u64()));
+        tokio::spawn(async move { sluice_storage::fill(&layers, rate).await })
+    });
     let reason = tokio::select! {
         gone = mounted.wait_unmounted() => gone.map(|()| "unmounted")?,
         () = signals.recv() => "interrupted",
     };
+    if let Some(fill) = fill {
+        fill.abort();
+    }
+    open.finish_recording().await;
     spawn_blocking(move || unmount(&mut mounted)).await??;
+    if let (Some(file), Some(timeline)) = (&args.stats, &timeline) {
+        write_stats(file, &open.image, &counters, timeline)?;
+    }
     report_end(args, reason, &counters)
 }
 
-struct Prepared {
-    image: LazyImage,
-    counters: Arc<Counters>,
-    request: MountRequest,
+fn opener(
+    args: &MountArgs,
+    timeline: Option<Arc<Timeline>>,
+    counters: &Arc<Counters>,
+) -> anyhow::Result<Opener> {
+    let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
+    let cache_options = CacheOptions {
+        quota: args.cache_quota.map(|quota| quota.as_u64()),
+        ..CacheOptions::default()
+    };
+    Ok(Opener {
+        cache: Cache::open_with(cache_dir, cache_options)?,
+        fetcher: Fetcher::new(counters.clone()),
+        policy: read_policy(args),
+        timeline,
+        uses_profiles: !args.no_profile,
+    })
 }
 
-/// Loads the indexes, merges the trees and writes the image tree: everything before the first mount.
-async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::Result<Prepared> {
+/// Everything before the first mount.
+async fn open(
+    args: &MountArgs,
+    registries: &Arc<RegistryClient>,
+    opener: &Opener,
+) -> anyhow::Result<OpenImage> {
     let platform = wiring::platform(args.platform.as_deref())?;
-    let image = wiring::load_image(&args.source, &platform, registries).await?;
-    let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
-    let cache = Cache::open(cache_dir)?;
-    let tree_file = write_tree(&image, &cache)?;
-    let counters = Arc::new(Counters::default());
-    let fetcher = Fetcher::new(counters.clone());
-    let plain = |layer| PlainLayer::new(layer, Some(cache.layer(&layer.index)), &fetcher);
-    let layers: Vec<_> = image.layers.iter().map(plain).collect();
-    let missing: usize = layers.iter().map(|layer| layer.missing_chunks()).sum();
-    let chunks: usize = image
-        .layers
-        .iter()
-        .map(|layer| layer.index.chunks.chunks().len())
-        .sum();
+    let (repository, name) = wiring::repository(&args.source, registries)?;
+    let repository: Arc<dyn Repository> = repository;
+    opener.open(&repository, &name, &platform).await
+}
+
+fn request(args: &MountArgs, open: &OpenImage) -> MountRequest {
+    let (missing, chunks) = open.missing_chunks();
     let complete = missing * COMPLETE_SHARE <= chunks;
-    let request = MountRequest {
+    MountRequest {
         front: args.front.into(),
-        tree_file,
-        layers: layers.into_iter().map(Layer::from).collect(),
+        tree_file: open.tree_file.clone(),
+        layers: open.layers.iter().cloned().map(Layer::from).collect(),
         target: args.dir.clone(),
         run_dir: args.run_dir.clone().unwrap_or_else(wiring::default_run_dir),
         image: args.source.to_string(),
@@ -114,29 +140,75 @@ async fn prepare(args: &MountArgs, registries: &Arc<RegistryClient>) -> anyhow::
             READ_AHEAD_KIB
         }),
         session: SessionOptions::default(),
-    };
-    Ok(Prepared {
-        image,
-        counters,
-        request,
-    })
+    }
 }
 
-/// The image tree is written anew at every mount: merging takes milliseconds, and a tree file that was damaged on disk is
-/// never mounted.
-fn write_tree(image: &LazyImage, cache: &Cache) -> anyhow::Result<PathBuf> {
-    let chain_id = image
-        .chain_id()
-        .context("the image has no layers, so there is nothing to mount")?;
-    let tree = image.merged_tree(&Limits::default())?;
-    let slot = |diff_id, plain_len| DeviceSlot { diff_id, plain_len };
-    let devices: Vec<_> = image
-        .layers
+fn read_policy(args: &MountArgs) -> ReadPolicy {
+    ReadPolicy {
+        on_failure: args.on_failure,
+        deadline: Some(Duration::from_secs(args.read_deadline)),
+    }
+}
+
+/// Writes where the time and the bytes of this mount went.
+fn write_stats(
+    file: &Path,
+    image: &LazyImage,
+    counters: &Counters,
+    timeline: &Timeline,
+) -> anyhow::Result<()> {
+    let stats = counters.stats();
+    let lanes = Lane::ALL.map(|lane| {
+        json!({
+            "lane": lane.name(),
+            "requests": stats.lane_requests[lane.at()],
+            "stored_bytes": stats.lane_stored_bytes[lane.at()],
+            "plain_bytes": stats.lane_plain_bytes[lane.at()],
+        })
+    });
+    let entries = timeline.entries();
+    // Chunk numbers mean nothing once the image is cut in another way; offsets in plain layers do.
+    let touches: Vec<_> = entries
+        .touches
         .iter()
-        .map(|layer| slot(layer.diff_id, layer.plain_len))
+        .filter_map(|touch| {
+            let chunk = image
+                .layers
+                .get(touch.layer)?
+                .index
+                .chunks
+                .chunks()
+                .get(touch.chunk)?;
+            Some(json!({
+                "at_ms": touch.at_ms,
+                "layer": touch.layer,
+                "chunk": touch.chunk,
+                "plain_off": chunk.plain_off,
+                "plain_len": chunk.plain_len,
+                "stored_len": chunk.stored_len,
+            }))
+        })
         .collect();
-    let written = write_image(&tree, &devices)?;
-    Ok(cache.put_tree(&chain_id, &written.bytes)?)
+    let document = json!({
+        "manifest_digest": image.manifest_digest.to_string(),
+        "image_id": image.image_id.to_string(),
+        "layers": image.layers.iter().map(|layer| layer.diff_id.to_string()).collect::<Vec<_>>(),
+        "requests": stats.requests,
+        "stored_bytes": stats.stored_bytes,
+        "plain_bytes": stats.plain_bytes,
+        "chunk_hits": stats.hits,
+        "chunk_misses": stats.misses,
+        "chunk_joined": stats.joined,
+        "hedged": stats.hedged,
+        "corrupt_chunks": stats.corrupt,
+        "lanes": lanes,
+        "phases": entries.phases,
+        "touches": touches,
+        "waits": entries.waits,
+        "left_out": entries.left_out,
+    });
+    let text = serde_json::to_vec(&document)?;
+    std::fs::write(file, text).with_context(|| format!("writing {}", file.display()))
 }
 
 fn unmount(mounted: &mut MountedImage) -> anyhow::Result<()> {
@@ -154,11 +226,12 @@ fn unmount(mounted: &mut MountedImage) -> anyhow::Result<()> {
 
 fn report_ready(
     args: &MountArgs,
-    image: &LazyImage,
+    open: &OpenImage,
     mounted: &MountedImage,
     registries: &RegistryClient,
     started: Instant,
 ) -> anyhow::Result<()> {
+    let image = &open.image;
     let stored_len: u64 = image.layers.iter().map(|layer| layer.descriptor.size).sum();
     let plain_len: u64 = image.layers.iter().map(|layer| layer.plain_len).sum();
     let seconds = started.elapsed().as_secs_f64();
@@ -185,6 +258,7 @@ fn report_ready(
         "plain_len": plain_len,
         "stored_len": stored_len,
         "index_stored_len": image.index_bytes,
+        "profile_chunks": open.planned_chunks,
         "registry_requests": traffic.requests,
         "registry_received_bytes": traffic.received_bytes,
         "seconds": seconds,

@@ -1,11 +1,10 @@
 //! Header and section list.
 
-use std::io::Read as _;
-
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::FORMAT;
+use crate::compression::decode_frame;
 use crate::{DiffId, Digest, FormatError, Limits};
 
 /// First bytes of every index. The first byte is not ASCII, so that no text file is taken for one.
@@ -146,7 +145,7 @@ impl<'a> Header<'a> {
             section.decoded_len.get(),
             self.section_limit,
         )?;
-        decode(stored, section.decoded_len.get())
+        decode_frame(stored, section.decoded_len.get())
             .map_err(|reason| FormatError::malformed(FORMAT, place(), reason))
     }
 }
@@ -155,22 +154,6 @@ fn stored_bytes<'a>(bytes: &'a [u8], section: &RawSection) -> Option<&'a [u8]> {
     let start = usize::try_from(section.off.get()).ok()?;
     let len = usize::try_from(section.stored_len.get()).ok()?;
     bytes.get(start..start.checked_add(len)?)
-}
-
-/// Decodes in a stream, so that memory grows with what the frame really holds and not with what the header claims.
-fn decode(stored: &[u8], decoded_len: u64) -> Result<Vec<u8>, String> {
-    let decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(|e| e.to_string())?;
-    let mut decoded = Vec::new();
-    decoder
-        .take(decoded_len.saturating_add(1))
-        .read_to_end(&mut decoded)
-        .map_err(|e| e.to_string())?;
-    if decoded.len() as u64 != decoded_len {
-        return Err(format!(
-            "decodes to another length than the {decoded_len} bytes announced"
-        ));
-    }
-    Ok(decoded)
 }
 
 /// Puts header, section list and compressed sections together.

@@ -1,221 +1,438 @@
-//! One layer of the cache: its data file and which chunks of it can be used.
+//! One layer of the cache: its files, and what can be done with them.
 //!
-//! A chunk is in one of three states: *absent*; *noted* (its bit is on disk, from this process or an earlier one); *trusted*
-//! (its bytes were verified in this process, on arrival or on first use). Only trusted chunks are read. Noted → trusted when
-//! the digest matches, noted → absent when it does not.
+//! [`LayerFiles`] is shared by all users of a layer in this process. Which chunk is in which state, and who may change that
+//! when, is told in the [`states`](super::states) module; the steps on disk are here. A layer whose files cannot be opened reads as
+//! missing and keeps nothing, and tries again after a while.
 
-use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
-use sluice_format::compression::verify_chunk;
-use sluice_format::{ChunkTable, Digest, LayerIndex};
+use sluice_format::DiffId;
 
-use super::WarnOnce;
-use super::presence::{ChunkSet, Presence};
+use super::cuts::{Cut, Cuts};
+use super::files::OpenFiles;
+use super::presence::{REFUSED, SEALED};
+use super::ranges::{holes, runs};
+use super::recover;
+use super::space::{OUTAGE_SECONDS, Shared};
+use super::stamps::Stamps;
+use super::states::{ChunkStates, Trust};
 use crate::sync::lock;
 
-const DATA_FILE: &str = "data";
-const PRESENCE_FILE: &str = "present";
+/// Name of the file with the plain bytes in the directory of a layer.
+pub(super) const DATA_FILE: &str = "data";
+/// Name of the file that says which of them are there.
+pub(super) const PRESENCE_FILE: &str = "present";
+/// Name of the file that says where the layer is cut.
+pub(super) const CUTS_FILE: &str = "cuts";
+/// Name of the file that says when chunks were used.
+pub(super) const STAMPS_FILE: &str = "used";
+
+/// How often chunks are noted anew when others were removed meanwhile, before they are left to the next flush.
+const NOTE_ATTEMPTS: usize = 3;
 
 /// The files of one layer, shared by all its users in this process.
 #[derive(Debug)]
 pub(super) struct LayerFiles {
+    diff_id: DiffId,
     dir: PathBuf,
-    /// `None` when the disk has no place for the layer: all reads miss, all stores are dropped.
-    open: Option<OpenFiles>,
-    trusted: ChunkSet,
-    warned: Arc<WarnOnce>,
+    cuts: Cuts,
+    shared: Arc<Shared>,
+    states: ChunkStates,
+    stamps: Stamps,
+    open: OnceLock<OpenFiles>,
+    /// Second of the clock before which it is not tried to open the files again.
+    opening: Mutex<u32>,
+    /// Held while chunks are evicted; the number of users that were given the data file as a whole.
+    leases: Mutex<usize>,
+    /// Held while chunks are noted; ranges that the last flush brought to the disk.
+    flushed: Mutex<Vec<Range<u64>>>,
+    refused: AtomicBool,
     /// A damaged file has many bad chunks; the log gets one line.
-    said_corrupt: AtomicBool,
-}
-
-#[derive(Debug)]
-struct OpenFiles {
-    data: File,
-    presence: Presence,
-    /// flock(2) does not exclude threads that use the same open file.
-    changing: Mutex<()>,
+    corrupt: AtomicUsize,
 }
 
 impl LayerFiles {
-    pub(super) fn open(dir: &Path, chunks: &ChunkTable, cuts: Digest, warned: &Arc<WarnOnce>) -> Self {
-        let count = chunks.chunks().len();
-        let opened = OpenFiles::open(dir, chunks, cuts).or_else(|error| {
-            warned.pass_through(&error);
-            OpenFiles::open_read_only(dir, count, cuts)
-        });
-        Self {
-            dir: dir.to_owned(),
-            open: opened.ok(),
-            trusted: ChunkSet::empty(count),
-            warned: warned.clone(),
-            said_corrupt: AtomicBool::new(false),
-        }
-    }
-
-    fn forget(&self, files: &OpenFiles, chunk: usize) {
-        if !self.said_corrupt.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                layer = %self.dir.display(),
-                chunk,
-                "cached bytes do not match their digest; they are fetched again"
-            );
-        }
-        self.trusted.remove(chunk);
-        let _changing = lock(&files.changing);
-        if let Err(error) = files.presence.remove(chunk) {
-            self.warned.pass_through(&error);
-        }
-    }
-}
-
-impl OpenFiles {
-    /// Opens both files of one generation. The lock on the directory keeps another process from beginning a new generation
-    /// between the two.
-    fn open(dir: &Path, chunks: &ChunkTable, cuts: Digest) -> io::Result<Self> {
-        std::fs::create_dir_all(dir)?;
-        let locked = File::open(dir)?;
-        locked.lock()?;
-        let count = chunks.chunks().len();
-        let (data, presence) = match Presence::open(&dir.join(PRESENCE_FILE), count, cuts)? {
-            Some(presence) => (open_data(dir)?, presence),
-            None => {
-                let data = begin_data(dir)?;
-                (data, Presence::begin(&dir.join(PRESENCE_FILE), count, cuts)?)
-            }
+    /// Opens or creates the files of a layer.
+    pub(super) fn open(diff_id: DiffId, dir: PathBuf, cuts: Cuts, shared: &Arc<Shared>) -> Self {
+        let files = Self {
+            diff_id,
+            dir,
+            states: ChunkStates::new(cuts.len()),
+            stamps: Stamps::new(cuts.len()),
+            cuts,
+            shared: shared.clone(),
+            open: OnceLock::new(),
+            opening: Mutex::new(0),
+            leases: Mutex::new(0),
+            flushed: Mutex::default(),
+            refused: AtomicBool::new(false),
+            corrupt: AtomicUsize::new(0),
         };
-        if data.metadata()?.len() != chunks.plain_len() {
-            data.set_len(chunks.plain_len())?;
+        files.files();
+        files
+    }
+
+    pub(super) fn diff_id(&self) -> DiffId {
+        self.diff_id
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn cuts(&self) -> &Cuts {
+        &self.cuts
+    }
+
+    pub(super) fn stamps(&self) -> &Stamps {
+        &self.stamps
+    }
+
+    pub(super) fn states(&self) -> &ChunkStates {
+        &self.states
+    }
+
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Chunks in the files that did not match their digest so far.
+    pub(super) fn corrupt(&self) -> usize {
+        self.corrupt.load(Ordering::Relaxed)
+    }
+
+    /// Users that were given the data file as a whole. Chunks are not evicted while the lock is held.
+    pub(super) fn leases(&self) -> &Mutex<usize> {
+        &self.leases
+    }
+
+    /// The open files, if the disk has them.
+    pub(super) fn files(&self) -> Option<&OpenFiles> {
+        self.open.get().or_else(|| self.open_files())
+    }
+
+    fn open_files(&self) -> Option<&OpenFiles> {
+        let mut not_before = lock(&self.opening);
+        let now = self.shared.clock.now();
+        if self.open.get().is_none() && now >= *not_before {
+            let opened = OpenFiles::open(&self.dir, &self.cuts, &self.shared.observer).or_else(|error| {
+                self.cannot_open(&error, *not_before == 0);
+                OpenFiles::open_read_only(&self.dir, &self.cuts, &self.shared.observer)
+            });
+            match opened.and_then(|files| self.load(&files).map(|()| files)) {
+                Ok(files) => drop(self.open.set(files)),
+                Err(_) => *not_before = now.saturating_add(OUTAGE_SECONDS),
+            }
         }
-        Ok(Self::new(data, presence))
+        self.open.get()
     }
 
-    fn open_read_only(dir: &Path, chunks: usize, cuts: Digest) -> io::Result<Self> {
-        let data = File::open(dir.join(DATA_FILE))?;
-        let presence = Presence::open_read_only(&dir.join(PRESENCE_FILE), chunks, cuts)?;
-        Ok(Self::new(data, presence))
-    }
-
-    fn new(data: File, presence: Presence) -> Self {
-        Self {
-            data,
-            presence,
-            changing: Mutex::new(()),
+    /// A disk that takes nothing ends storing for a while; what hinders this layer alone is said once.
+    fn cannot_open(&self, error: &io::Error, first: bool) {
+        match error.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::PermissionDenied => self.failed(error),
+            _ if first => {
+                tracing::warn!(layer = %self.diff_id, %error, "the cache cannot keep this layer; reads go on without it");
+            }
+            _ => {}
         }
     }
 
-    fn store(&self, chunk: usize, plain_off: u64, plain: &[u8]) -> io::Result<()> {
-        self.data.write_all_at(plain, plain_off)?;
-        let _changing = lock(&self.changing);
-        self.presence.insert(chunk)
-    }
-}
-
-fn open_data(dir: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    options.open(dir.join(DATA_FILE))
-}
-
-/// Puts an empty data file in place. Whoever uses the old one keeps it, out of reach of writers with other cuts: until a layer
-/// is complete nothing ties the digests in a chunk table to the DiffID, so tables must not share bytes.
-fn begin_data(dir: &Path) -> io::Result<File> {
-    let file = tempfile::Builder::new().prefix(".data-").tempfile_in(dir)?;
-    file.persist(dir.join(DATA_FILE)).map_err(|error| error.error)
-}
-
-/// The cached bytes of one layer under one chunk table. All calls block on the disk: they belong on a blocking thread.
-#[derive(Clone, Debug)]
-pub struct CachedLayer {
-    files: Arc<LayerFiles>,
-    index: Arc<LayerIndex>,
-}
-
-impl CachedLayer {
-    pub(super) fn new(files: Arc<LayerFiles>, index: Arc<LayerIndex>) -> Self {
-        Self { files, index }
+    /// Takes over what the files say, and what a crash left in them.
+    fn load(&self, files: &OpenFiles) -> io::Result<()> {
+        self.stamps
+            .load(&self.dir.join(STAMPS_FILE), self.shared.clock.now());
+        self.refused
+            .store(files.presence.marks()? & REFUSED != 0, Ordering::Relaxed);
+        let alone = match files.writable {
+            true => files.presence.try_alone()?,
+            false => None,
+        };
+        for chunk in files.presence.load()? {
+            self.states.found(chunk);
+        }
+        if alone.is_some() {
+            recover::recover(files, &self.cuts, &self.states)?;
+        }
+        Ok(())
     }
 
-    /// The file with the plain bytes. It has holes where chunks are missing, and another file takes its name when the layer
-    /// is cached anew under other cuts.
-    pub fn data_path(&self) -> PathBuf {
-        self.files.dir.join(DATA_FILE)
-    }
-
-    /// The bytes of chunk `chunk`, verified, or `None` when they must be fetched.
-    pub fn read_chunk(&self, chunk: usize) -> Option<Bytes> {
-        self.read_range(self.index.chunks.chunks().get(chunk)?.plain_range())
-    }
-
-    /// The plain bytes of `plain`, verified, or `None` when any of them must be fetched. `None` also for a range that does not
-    /// lie within the layer.
-    pub fn read_range(&self, plain: Range<u64>) -> Option<Bytes> {
-        let files = self.files.open.as_ref()?;
-        let table = &self.index.chunks;
-        if plain.start > plain.end || plain.end > table.plain_len() {
+    /// The verified bytes of `plain`, or `None` when any of them must be fetched or the range is outside the layer.
+    pub(super) fn read_range(&self, plain: Range<u64>) -> Option<Bytes> {
+        let files = self.files()?;
+        if plain.start > plain.end || plain.end > self.cuts.plain_len() || self.is_refused() {
             return None;
         }
-        for chunk in table.covering(plain.clone()) {
-            if !self.files.trusted.contains(chunk) && !self.trust(files, chunk) {
-                return None;
-            }
+        let wanted = self.cuts.covering(plain.clone());
+        if !wanted.clone().all(|chunk| self.trust(files, chunk)) {
+            return None;
         }
-        let mut bytes = vec![0; (plain.end - plain.start) as usize];
-        files.data.read_exact_at(&mut bytes, plain.start).ok()?;
+        let bytes = self.states.read(wanted.clone(), || {
+            let mut bytes = vec![0; (plain.end - plain.start) as usize];
+            files.data.read_at(&mut bytes, plain.start).ok().map(|()| bytes)
+        })?;
+        let now = self.shared.clock.now();
+        wanted.for_each(|chunk| self.stamps.touch(chunk, now));
         Some(bytes.into())
     }
 
-    /// Whether the chunk was verified in this process. Does not block.
-    pub(crate) fn is_trusted(&self, chunk: usize) -> bool {
-        self.files.trusted.contains(chunk)
+    /// The verified bytes of a chunk, read without a trace in its stamp.
+    pub(super) fn read_quietly(&self, chunk: usize) -> Option<Bytes> {
+        let (files, cut) = (self.files()?, self.cuts.get(chunk)?);
+        if self.is_refused() || !self.trust(files, chunk) {
+            return None;
+        }
+        let bytes = self.states.read(chunk..chunk + 1, || read_cut(files, cut))?;
+        Some(bytes.into())
     }
 
-    /// Verifies a chunk that is noted; whether it can be used.
-    fn trust(&self, files: &OpenFiles, chunk: usize) -> bool {
-        if !files.presence.contains(chunk) {
-            return false;
+    /// Whether a chunk can be read, verified if it has not been yet.
+    pub(super) fn trust(&self, files: &OpenFiles, chunk: usize) -> bool {
+        if self.states.is_trusted(chunk) {
+            return true;
         }
-        let cut = &self.index.chunks.chunks()[chunk];
-        let mut plain = vec![0; cut.plain_len as usize];
-        let read = files.data.read_exact_at(&mut plain, cut.plain_off);
-        if read.is_err() || verify_chunk(cut, &plain).is_err() {
-            self.files.forget(files, chunk);
-            return false;
-        }
-        self.files.trusted.insert(chunk);
-        true
-    }
-
-    /// Keeps the bytes of a chunk, which the caller has verified. Whether they were kept: a disk that cannot is no error.
-    pub fn store_chunk(&self, chunk: usize, plain: &[u8]) -> bool {
-        let (Some(files), Some(cut)) = (&self.files.open, self.index.chunks.chunks().get(chunk)) else {
-            return false;
-        };
-        if plain.len() as u64 != u64::from(cut.plain_len) {
-            return false;
-        }
-        match files.store(chunk, cut.plain_off, plain) {
-            Ok(()) => {
-                self.files.trusted.insert(chunk);
-                true
+        if !self.states.is_present(chunk) {
+            if !files.presence.contains(chunk) {
+                return false;
             }
-            Err(error) => {
-                self.files.warned.pass_through(&error);
+            self.states.found(chunk);
+        }
+        match self.states.trust(chunk, || self.verify(files, chunk)) {
+            Trust::Good => true,
+            Trust::Absent => false,
+            Trust::Bad => {
+                self.forget(files, chunk);
                 false
             }
         }
     }
 
-    /// Chunks that are not noted on disk.
-    pub fn missing_chunks(&self) -> usize {
-        let all = self.index.chunks.chunks().len();
-        let noted = self.files.open.as_ref().map_or(0, |files| files.presence.len());
-        all - noted.min(all)
+    /// Whether the file has the right bytes of a chunk now.
+    pub(super) fn verify(&self, files: &OpenFiles, chunk: usize) -> bool {
+        let cut = self.cuts.get(chunk);
+        cut.is_some_and(|cut| read_cut(files, cut).is_some_and(|plain| cut.matches(&plain)))
     }
+
+    /// Removes a chunk whose bytes are wrong. They are overwritten when it is fetched again.
+    pub(super) fn forget(&self, files: &OpenFiles, chunk: usize) {
+        if self.corrupt.fetch_add(1, Ordering::Relaxed) == 0 {
+            tracing::warn!(
+                layer = %self.diff_id,
+                chunk,
+                "cached bytes do not match their digest; they are fetched again"
+            );
+        }
+        let unnote = || match files.writable {
+            true => files.presence.remove(&[chunk]),
+            false => Ok(()),
+        };
+        if let Err(error) = self.states.remove(&[chunk], unnote, |_| ()) {
+            self.failed(&error);
+        }
+    }
+
+    /// Keeps the bytes of a chunk; whether they are kept.
+    pub(super) fn store(&self, chunk: usize, plain: &[u8]) -> bool {
+        let now = self.shared.clock.now();
+        if self.shared.outage.lasts(now) || self.is_refused() {
+            return false;
+        }
+        let (Some(files), Some(cut)) = (self.files(), self.cuts.get(chunk)) else {
+            return false;
+        };
+        let len = u64::from(cut.plain_len);
+        if !files.writable || plain.len() as u64 != len {
+            return false;
+        }
+        self.stamps.touch(chunk, now);
+        if self.states.is_trusted(chunk) {
+            return true;
+        }
+        let is_new = !self.states.is_present(chunk);
+        if is_new && !self.reserve(len) {
+            return false;
+        }
+        match self
+            .states
+            .store(chunk, || files.data.write_at(plain, cut.plain_off))
+        {
+            Ok(()) => {
+                self.shared.errands.add_unsynced(len);
+                self.shared.outage.end(&self.shared.dir);
+                true
+            }
+            Err(error) => {
+                self.failed(&error);
+                self.undo(files, &[chunk]);
+                false
+            }
+        }
+    }
+
+    /// Claims place for a chunk; a cache that is nearly full asks for an eviction.
+    fn reserve(&self, len: u64) -> bool {
+        let space = &self.shared.space;
+        let fits = space.reserve(len);
+        if !fits || space.used() > space.high() {
+            self.shared.errands.ask_for_room(self.shared.clock.now());
+        }
+        fits
+    }
+
+    fn failed(&self, error: &io::Error) {
+        self.shared
+            .outage
+            .begin(&self.shared.dir, self.shared.clock.now(), error);
+        if matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
+            self.shared.errands.add(|list| list.full = true);
+        }
+    }
+
+    /// Takes back chunks that could not be written or synced.
+    fn undo(&self, files: &OpenFiles, chunks: &[usize]) {
+        let unnote = || files.presence.remove(chunks);
+        if let Err(error) = self.remove(files, chunks, unnote) {
+            self.failed(&error);
+        }
+    }
+
+    /// Removes chunks and punches them out; what that freed is accounted for.
+    fn remove(
+        &self,
+        files: &OpenFiles,
+        chunks: &[usize],
+        unnote: impl FnOnce() -> io::Result<()>,
+    ) -> io::Result<u64> {
+        let before = files.data.allocated()?;
+        let mut punched = Ok(());
+        self.states.remove(chunks, unnote, |present| {
+            punched = holes(&self.cuts, chunks, present)
+                .into_iter()
+                .try_for_each(|hole| files.data.punch(hole));
+        })?;
+        punched?;
+        let freed = before.saturating_sub(files.data.allocated()?);
+        self.shared.space.release(freed);
+        Ok(freed)
+    }
+
+    /// Brings stored chunks to the disk and then notes them. Chunks whose bytes the disk does not take are removed.
+    pub(super) fn flush(&self) {
+        let Some(files) = self.open.get().filter(|files| files.writable) else {
+            return;
+        };
+        let mut flushed = lock(&self.flushed);
+        flushed.drain(..).for_each(|range| files.data.drop_pages(range));
+        for _ in 0..NOTE_ATTEMPTS {
+            let fresh = self.states.fresh();
+            if fresh.chunks.is_empty() {
+                return;
+            }
+            if let Err(error) = files.data.sync() {
+                self.failed(&error);
+                self.undo(files, &fresh.chunks);
+                return;
+            }
+            match self.states.note(&fresh, |chunks| files.presence.insert(chunks)) {
+                Ok(false) => continue,
+                Ok(true) => *flushed = runs(&self.cuts, &fresh.chunks),
+                Err(error) => self.failed(&error),
+            }
+            return;
+        }
+    }
+
+    /// Takes over what other processes noted, and lets go of what they found to be damaged.
+    pub(super) fn refresh(&self) {
+        let Some(files) = self.open.get() else { return };
+        // Bits of this process are set under the same lock: one that is missing in the file was cleared by another.
+        let _flushed = lock(&self.flushed);
+        let Ok(found) = files.presence.changed() else {
+            return;
+        };
+        let Some(found) = found else { return };
+        let gone: Vec<usize> = (0..self.cuts.len())
+            .filter(|chunk| self.states.is_noted(*chunk) && found.binary_search(chunk).is_err())
+            .collect();
+        if !gone.is_empty() {
+            let nothing = || Ok::<(), io::Error>(());
+            // Cannot fail: nothing is written.
+            let _ = self.states.remove(&gone, nothing, |_| ());
+        }
+        found.into_iter().for_each(|chunk| self.states.found(chunk));
+    }
+
+    /// Writes the stamps, if they changed.
+    pub(super) fn save_stamps(&self) {
+        if self.open.get().is_some_and(|files| files.writable) {
+            // Stamps are hints: without them chunks are evicted in another order.
+            let _ = self.stamps.save(&self.dir.join(STAMPS_FILE));
+        }
+    }
+
+    /// Removes chunks to make room; the bytes that became free. Nothing is removed while another process has the layer open, or
+    /// from a file that the kernel was given.
+    ///
+    /// # Errors
+    /// What the disk says; no chunk is half removed.
+    pub(super) fn evict(&self, chunks: &[usize]) -> io::Result<u64> {
+        let leases = lock(&self.leases);
+        let Some(files) = self.files().filter(|files| files.writable) else {
+            return Ok(0);
+        };
+        if *leases > 0 || self.is_sealed() {
+            return Ok(0);
+        }
+        let Some(_alone) = files.presence.try_alone()? else {
+            return Ok(0);
+        };
+        // The bits are off the disk before the bytes are: a power cut leaves no bit without its bytes.
+        self.remove(files, chunks, || {
+            files.presence.remove(chunks)?;
+            files.presence.sync()
+        })
+    }
+
+    /// Whether the data file was given to the kernel at any time: its bytes must stay as long as it has a user.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.files()
+            .is_some_and(|files| files.presence.marks().map_or(true, |marks| marks & SEALED != 0))
+    }
+
+    /// Whether the layer turned out not to be the one that its DiffID names.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Takes the layer out of service for good, with all its chunks.
+    pub(super) fn refuse(&self, files: &OpenFiles) -> io::Result<()> {
+        self.refused.store(true, Ordering::Relaxed);
+        let all: Vec<usize> = (0..self.cuts.len()).collect();
+        self.remove(files, &all, || files.presence.remove(&all))?;
+        files.presence.mark(REFUSED)
+    }
+}
+
+impl Drop for LayerFiles {
+    fn drop(&mut self) {
+        self.flush();
+        self.save_stamps();
+    }
+}
+
+fn read_cut(files: &OpenFiles, cut: &Cut) -> Option<Vec<u8>> {
+    let mut plain = vec![0; cut.plain_len as usize];
+    files.data.read_at(&mut plain, cut.plain_off).ok()?;
+    Some(plain)
 }

@@ -1,20 +1,45 @@
-//! Plain layers and image trees kept on disk.
+//! Plain layers, image trees and documents kept on disk.
 //!
 //! ```text
 //! layers/sha256/<DiffID>/data      sparse file with the plain bytes of the layer
 //! layers/sha256/<DiffID>/present   which chunks of it are there (see the presence module)
+//! layers/sha256/<DiffID>/cuts      where it is cut (see the cuts module)
+//! layers/sha256/<DiffID>/used      when chunks were used (see the stamps module)
+//! layers/sha256/<DiffID>/whole     the whole layer was verified (see the whole module)
 //! image-trees/sha256/<ChainID>     the merged tree of a stack of layers
+//! documents/, locations/, tags/, images/   see the documents module
+//! pins/                            see the pins module
 //! ```
 //!
-//! The key is the DiffID, so every stored form of a layer shares one copy. What the disk says is a hint: a process verifies
-//! a chunk by digest before it uses it for the first time, so a crash, a power cut or another program never shows wrong
-//! bytes, and a chunk that does not match is forgotten and fetched again. Nothing needs to be synced for that. A disk that is
-//! full, read-only or failing makes the cache pass-through, with one warning; a reader never sees an error from it.
+//! The key is the DiffID, so every stored form of a layer shares one copy. A bit reaches the disk after the bytes that it stands
+//! for, and leaves it before they do. Even so it is a hint: a process verifies a chunk by digest before it uses it for the first
+//! time, so a crash, a power cut or another program never shows wrong bytes, and a chunk that does not match is forgotten and
+//! fetched again. A disk that is full, read-only or failing makes the cache pass-through for a while, with one warning; a reader
+//! never sees an error from it.
 //!
-//! Several processes may use one directory at a time. Nothing is evicted here.
+//! Several processes may use one directory at a time: all read and add; one at a time evicts, and only from layers that no other
+//! process has open. The byte tables and the rules for processes are in `docs/cache.md`.
 
+mod cached;
+mod cuts;
+mod dedup;
+mod disk;
+mod documents;
+mod evict;
+mod files;
+mod inventory;
 mod layer;
+mod locks;
+mod pins;
 mod presence;
+mod primitives;
+mod ranges;
+mod recover;
+mod space;
+mod stamps;
+mod states;
+mod upkeep;
+mod whole;
 
 use std::collections::HashMap;
 use std::fs::DirBuilder;
@@ -22,13 +47,24 @@ use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 
 use sluice_format::{ChainId, DiffId, Digest, LayerIndex};
 
-pub use self::layer::CachedLayer;
+pub use self::cached::CachedLayer;
+use self::cuts::Cuts;
+use self::dedup::Copies;
+pub use self::disk::DiskObserver;
+pub(crate) use self::documents::Documents;
+pub use self::documents::{ImageRecord, LayerRecord};
+pub use self::evict::{Evicted, Goal};
+pub use self::inventory::{Checked, ImageEntry, Inventory, LayerEntry};
 use self::layer::LayerFiles;
+pub use self::pins::Pin;
+use self::space::{Errands, Outage, Shared, Space};
+use self::stamps::Clock;
+pub use self::whole::CompleteFile;
 use crate::sync::lock;
 use crate::{Error, ErrorKind};
 
@@ -38,33 +74,87 @@ const SYSTEM_DIR: &str = "/var/cache/sluice";
 /// Mode of a cache directory that is made here: images may be private, and their bytes are in there in the clear.
 const DIR_MODE: u32 = 0o700;
 
+/// Directory of layers below the cache directory.
+const LAYERS: &str = "layers/sha256";
+
+/// Directory of image trees below the cache directory.
+const IMAGE_TREES: &str = "image-trees/sha256";
+
+/// How a cache directory is used.
+#[derive(Clone, Debug)]
+pub struct CacheOptions {
+    /// Bytes that the directory may take on the disk. `None` for four fifths of what is free plus what it has.
+    pub quota: Option<u64>,
+    /// Whether a thread flushes and evicts. Without it [`Cache::tend`] does, and what is stored is flushed when its layer is
+    /// closed.
+    pub upkeep: bool,
+    /// Is told of what reaches the disk, for the simulation of faults.
+    pub observer: Option<Arc<dyn DiskObserver>>,
+}
+
+impl Default for CacheOptions {
+    fn default() -> Self {
+        Self {
+            quota: None,
+            upkeep: true,
+            observer: None,
+        }
+    }
+}
+
 /// A cache directory.
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
+    shared: Arc<Shared>,
     /// Layers in use, so that two users of one layer share what has been verified. The digest is that of the cuts.
     open: Mutex<HashMap<(DiffId, Digest), Weak<LayerFiles>>>,
-    warned: Arc<WarnOnce>,
+    copies: Copies,
+    documents: Documents,
+    said_full: AtomicBool,
 }
 
 impl Cache {
+    /// Opens a cache directory with the usual options; it is made if it is missing.
+    ///
+    /// # Errors
+    /// As [`Cache::open_with`].
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Arc<Self>, Error> {
+        Self::open_with(dir, CacheOptions::default())
+    }
+
     /// Opens a cache directory, which is made if it is missing.
     ///
     /// # Errors
     /// What hinders creating it. A directory that cannot be written to is no error: what is in it is used.
-    pub fn open(dir: impl Into<PathBuf>) -> Result<Arc<Self>, Error> {
+    pub fn open_with(dir: impl Into<PathBuf>, options: CacheOptions) -> Result<Arc<Self>, Error> {
         let dir = dir.into();
         DirBuilder::new()
             .recursive(true)
             .mode(DIR_MODE)
             .create(&dir)
             .map_err(|error| Error::io(format!("create cache directory {}", dir.display()), error))?;
-        let warned = WarnOnce::new(dir.clone());
-        Ok(Arc::new(Self {
+        let shared = Arc::new(Shared {
+            dir: dir.clone(),
+            clock: Clock::new(),
+            space: Space::new(options.quota),
+            outage: Outage::default(),
+            observer: options.observer,
+            errands: Errands::default(),
+        });
+        shared.space.measure(&dir);
+        let cache = Arc::new(Self {
             dir,
+            documents: Documents::new(&shared),
+            shared,
             open: Mutex::default(),
-            warned: Arc::new(warned),
-        }))
+            copies: Copies::default(),
+            said_full: AtomicBool::new(false),
+        });
+        if options.upkeep {
+            upkeep::start(&cache);
+        }
+        Ok(cache)
     }
 
     /// The directory of this user: `/var/cache/sluice` for root, else `$XDG_CACHE_HOME/sluice` or `~/.cache/sluice`.
@@ -92,37 +182,70 @@ impl Cache {
         &self.dir
     }
 
+    /// Bytes that the directory takes on the disk, as far as this process knows.
+    pub fn used_bytes(&self) -> u64 {
+        self.shared.space.used()
+    }
+
+    /// Bytes that it may take.
+    pub fn quota(&self) -> u64 {
+        self.shared.space.limit()
+    }
+
+    /// Lets time pass, as far as the cache is concerned. For tests of what is older than something else.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn advance_clock(&self, seconds: u32) {
+        self.shared.clock.advance(seconds);
+    }
+
+    /// Manifests, configs and layer indexes.
+    pub(crate) fn documents(&self) -> &Documents {
+        &self.documents
+    }
+
     /// The cached bytes of a layer that is cut as `index` says. Chunks that were cached under other cuts are not found. Never
     /// fails: without usable files the layer is pass-through. Blocks on the disk for a moment.
-    pub fn layer(&self, index: &Arc<LayerIndex>) -> CachedLayer {
-        let cuts = presence::cuts_digest(&index.chunks);
+    pub fn layer(self: &Arc<Self>, index: &Arc<LayerIndex>) -> CachedLayer {
+        let cuts = Cuts::of_table(&index.chunks);
+        self.copies.add(index.diff_id, &cuts);
+        let files = self.open_layer(index.diff_id, cuts);
+        CachedLayer {
+            files,
+            cache: self.clone(),
+        }
+    }
+
+    /// A layer as it lies in the directory, whoever stored it; `None` when there is none that can be read.
+    fn stored_layer(&self, diff_id: &DiffId) -> Option<Arc<LayerFiles>> {
+        let cuts = self.stored_cuts(diff_id)?;
+        let layer = self.open_layer(*diff_id, cuts);
+        layer.files().is_some().then_some(layer)
+    }
+
+    fn open_layer(&self, diff_id: DiffId, cuts: Cuts) -> Arc<LayerFiles> {
         let mut open = lock(&self.open);
         open.retain(|_, files| files.strong_count() > 0);
-        let key = (index.diff_id, cuts);
-        let shared = open.get(&key).and_then(Weak::upgrade);
-        let files = shared.unwrap_or_else(|| {
-            let files = Arc::new(LayerFiles::open(
-                &self.layer_dir(&index.diff_id),
-                &index.chunks,
-                cuts,
-                &self.warned,
-            ));
-            open.insert(key, Arc::downgrade(&files));
-            files
-        });
-        CachedLayer::new(files, index.clone())
+        let key = (diff_id, cuts.digest());
+        if let Some(files) = open.get(&key).and_then(Weak::upgrade) {
+            return files;
+        }
+        let files = Arc::new(LayerFiles::open(
+            diff_id,
+            self.layer_dir(&diff_id),
+            cuts,
+            &self.shared,
+        ));
+        open.insert(key, Arc::downgrade(&files));
+        files
     }
 
     fn layer_dir(&self, diff_id: &DiffId) -> PathBuf {
-        self.dir.join("layers").join("sha256").join(diff_id.0.to_hex())
+        self.dir.join(LAYERS).join(diff_id.0.to_hex())
     }
 
     /// Where the image tree of a stack of layers is kept, whether it is there or not.
     pub fn tree_path(&self, chain_id: &ChainId) -> PathBuf {
-        self.dir
-            .join("image-trees")
-            .join("sha256")
-            .join(chain_id.0.to_hex())
+        self.dir.join(IMAGE_TREES).join(chain_id.0.to_hex())
     }
 
     /// Keeps an image tree, read-only, and returns where. Atomic: a running mount keeps the file that it has. Not synced, as
@@ -150,28 +273,8 @@ impl Cache {
 /// Mode of image trees: they are memory-mapped, so nobody may write or cut them.
 const TREE_MODE: u32 = 0o400;
 
-/// Says once per cache that it does not keep what it is given.
-#[derive(Debug)]
-struct WarnOnce {
-    dir: PathBuf,
-    said: AtomicBool,
-}
-
-impl WarnOnce {
-    fn new(dir: PathBuf) -> Self {
-        Self {
-            dir,
-            said: AtomicBool::new(false),
-        }
-    }
-
-    fn pass_through(&self, error: &std::io::Error) {
-        if !self.said.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                dir = %self.dir.display(),
-                %error,
-                "the cache cannot keep what is fetched; reads go on without it"
-            );
-        }
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.shared.errands.add(|list| list.stop = true);
     }
 }

@@ -1,93 +1,91 @@
 //! Which chunks travel in one range.
 //!
-//! Two chunks share a request when the bytes between them cost less than a request would. A range is bounded, so that its
-//! first chunk does not wait for a transfer of many megabytes and several ranges run side by side.
+//! Two chunks share a request when the bytes between them cost less than a request would. Chunks that lie whole between two wanted ones
+//! are kept too, as their bytes arrive anyway. A range is bounded, so that several run side by side and a link is shared fairly; within a
+//! range every chunk is released as soon as its own bytes are there, so a longer range makes nobody wait.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use sluice_format::ChunkRef;
+use super::board::Board;
+use super::{Lane, Source};
 
 /// Stored bytes between two chunks that are cheaper to transfer than to ask around: at 10 MB/s, about a round trip of 6 ms.
-const GAP: u64 = 64 << 10;
+pub(super) const GAP: u64 = 64 << 10;
 /// Stored length at which a range is not made longer: enough to fill a link at registry latencies, since several run at once.
-const RANGE_LEN: u64 = 1 << 20;
+pub(super) const RANGE_LEN: u64 = 1 << 20;
 
 /// A range of stored bytes and the chunks to cut out of it.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Joined {
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) source: Arc<Source>,
     pub(super) stored: Range<u64>,
-    /// Positions in the chunk table, by stored offset.
+    /// Positions in the chunk table, by stored offset, without overlap.
     pub(super) chunks: Vec<usize>,
 }
 
-/// Distributes `wanted`, positions in `table`, over ranges.
-pub(super) fn join(table: &[ChunkRef], mut wanted: Vec<usize>) -> Vec<Joined> {
-    wanted.sort_by_key(|at| table[*at].stored_off);
-    let mut ranges: Vec<Joined> = Vec::new();
-    for at in wanted {
-        let stored = table[at].stored_range();
-        match ranges.last_mut() {
-            Some(last) if fits(&last.stored, &stored) => {
-                last.stored.end = last.stored.end.max(stored.end);
-                last.chunks.push(at);
+/// The range around `first`, which is queued in `lane`, with all queued chunks that travel well with it.
+pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane) -> Batch {
+    let mut batch = Batch {
+        source: source.clone(),
+        stored: source.chunk(first).stored_range(),
+        chunks: vec![first],
+    };
+    batch.extend_forward(board);
+    // What lies before a chunk that a reader waits for would only make the reader wait.
+    if lane != Lane::Demand {
+        batch.extend_backward(board);
+    }
+    batch
+}
+
+impl Batch {
+    fn extend_forward(&mut self, board: &Board) {
+        let table = self.source.index.chunks.chunks();
+        let mut between = Vec::new();
+        let mut at = self.chunks[self.chunks.len() - 1] + 1;
+        while let Some(chunk) = table.get(at) {
+            let stored = chunk.stored_range();
+            // A foreign table may order stored bytes in any way; only what follows is joined.
+            let gap = stored.start.checked_sub(self.stored.end);
+            if gap.is_none_or(|gap| gap > GAP) || stored.end - self.stored.start > RANGE_LEN {
+                return;
             }
-            _ => ranges.push(Joined {
-                stored,
-                chunks: vec![at],
-            }),
+            if board.is_queued(self.source.layer, at) {
+                self.chunks.append(&mut between);
+                self.chunks.push(at);
+                self.stored.end = stored.end;
+            } else if self.is_useful(board, at) {
+                between.push(at);
+            }
+            at += 1;
         }
     }
-    ranges
-}
 
-fn fits(range: &Range<u64>, next: &Range<u64>) -> bool {
-    next.start.saturating_sub(range.end) <= GAP && next.end.max(range.end) - range.start <= RANGE_LEN
-}
-
-#[cfg(test)]
-mod tests {
-    use sluice_format::compression::Codec;
-    use sluice_format::{ChunkDigest, Digest};
-
-    use super::*;
-
-    fn table(stored: &[(u64, u64)]) -> Vec<ChunkRef> {
-        stored
-            .iter()
-            .map(|(off, len)| ChunkRef {
-                plain_off: 0,
-                plain_len: 1,
-                stored_off: *off,
-                stored_len: *len as u32,
-                codec: Codec::Zstd,
-                digest: ChunkDigest(Digest::of(b"")),
-            })
-            .collect()
+    fn extend_backward(&mut self, board: &Board) {
+        let table = self.source.index.chunks.chunks();
+        let mut between = Vec::new();
+        let mut before = Vec::new();
+        for at in (0..self.chunks[0]).rev() {
+            let stored = table[at].stored_range();
+            let gap = self.stored.start.checked_sub(stored.end);
+            if gap.is_none_or(|gap| gap > GAP) || self.stored.end - stored.start > RANGE_LEN {
+                break;
+            }
+            if board.is_queued(self.source.layer, at) {
+                before.append(&mut between);
+                before.push(at);
+                self.stored.start = stored.start;
+            } else if self.is_useful(board, at) {
+                between.push(at);
+            }
+        }
+        before.reverse();
+        self.chunks.splice(0..0, before);
     }
 
-    #[test]
-    fn neighbours_and_small_gaps_share_a_range() {
-        let table = table(&[(0, 10), (10, 10), (20 + GAP, 5), (26 + 2 * GAP, 5)]);
-        let ranges = join(&table, vec![3, 0, 2, 1]);
-        assert_eq!(ranges.len(), 2);
-        assert_eq!(ranges[0].stored, 0..25 + GAP);
-        assert_eq!(ranges[0].chunks, [0, 1, 2]);
-        assert_eq!(ranges[1].chunks, [3]);
-    }
-
-    #[test]
-    fn ranges_are_bounded_and_one_large_chunk_is_one_range() {
-        let big = table(&[(0, RANGE_LEN), (RANGE_LEN, 1), (RANGE_LEN + 1, 2 * RANGE_LEN)]);
-        let ranges = join(&big, vec![0, 1, 2]);
-        let chunks: Vec<_> = ranges.iter().map(|range| range.chunks.clone()).collect();
-        assert_eq!(chunks, [[0], [1], [2]]);
-    }
-
-    #[test]
-    fn chunks_that_share_stored_bytes_are_fetched_once() {
-        let shared = table(&[(100, 50), (100, 50), (120, 10)]);
-        let ranges = join(&shared, vec![0, 1, 2]);
-        assert_eq!(ranges.len(), 1);
-        assert_eq!(ranges[0].stored, 100..150);
+    /// Whether a chunk that nobody has asked for is worth keeping when its bytes arrive.
+    fn is_useful(&self, board: &Board, at: usize) -> bool {
+        !board.has(self.source.layer, at) && !self.source.may_keep(at)
     }
 }

@@ -1,39 +1,61 @@
 //! Fetching of chunks: stored bytes from the source in, verified plain bytes out.
 //!
-//! [`crate::PlainLayer`] asks; the parts here do one step each. `single_flight` makes sure that a chunk is fetched once
-//! however many readers wait, and that it is fetched to the end when they go away. `coalesce` joins chunks that lie close
-//! together into one range. `run` asks the source for that range, and `decode` turns stored into plain bytes on the
-//! blocking pool. What the disk cannot keep, `recent` remembers for a while.
+//! Wishes come from [`crate::PlainLayer`] (readers, and what it expects them to want next), and from profiles and fills. Each wish has a
+//! [`Lane`]. One [`Fetcher`] serves the whole host; per upstream it keeps
 //!
-//! Nothing here decides what to fetch ahead, and a chunk that fails verification is never kept anywhere.
+//! - a *board* (`board`): every wanted chunk once, queued by lane or under way, with those who wait for it;
+//! - a *pace* (`pace`): how many ranges may be under way, learnt from what more of them bring; readers have a reserve, so lesser work never
+//!   holds them up;
+//! - a *latency* (`latency`): when a first byte is late and worth asking for a second time.
+//!
+//! Whenever something is wanted or a range ends, `upstream` takes the best queued chunk, `coalesce` joins its neighbours into one range, and
+//! `transfer` fetches it: the body is cut into chunks as it arrives, `decode` turns each into verified plain bytes on a small pool beside the
+//! network, and each lands at once. What the disk cannot keep, `recent` remembers for a while. `readahead` tells what a reader will
+//! want next, and `loader` what a dynamic loader will read of a program.
+//!
+//! A chunk is fetched to the end when its readers go away. A chunk that fails verification is never kept anywhere.
 
+mod board;
 mod coalesce;
 mod decode;
+mod lane;
+mod latency;
+pub(crate) mod loader;
+mod pace;
+pub(crate) mod readahead;
 mod recent;
-mod run;
-mod single_flight;
+mod source;
+mod transfer;
+mod upstream;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use tokio::sync::Semaphore;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::decode::Decoders;
+pub use self::lane::Lane;
 use self::recent::Recent;
-pub(crate) use self::run::{Source, fetch_missing};
-pub(crate) use self::single_flight::Flights;
-use crate::Counters;
+pub(crate) use self::source::Source;
+pub(crate) use self::upstream::{Claim, Upstream};
+use crate::sync::lock;
+use crate::{CachedLayer, Counters, LazyLayer};
 
-/// Ranges asked of the sources at the same time by one fetcher: enough to fill a fast link at registry latencies with ranges
-/// of a few hundred KiB, and few enough that their buffers stay in the tens of megabytes.
-const REQUESTS_AT_ONCE: usize = 32;
+/// Plain bytes that may wait for decoding or be decoded at one time: two cores decode this in some 20 ms, and the network is read
+/// on meanwhile.
+const UNDECODED: usize = 32 << 20;
 
-/// What all plain layers of a process share: decoders, the bound on requests, and counters.
+/// What all plain layers of a process share: what is wanted of which upstream, decoders, and counters.
 #[derive(Debug)]
 pub struct Fetcher {
     decoders: Arc<Decoders>,
-    requests: Semaphore,
+    undecoded: Arc<Semaphore>,
     recent: Recent,
     counters: Arc<Counters>,
+    upstreams: Mutex<HashMap<Arc<str>, Arc<Upstream>>>,
+    layers: AtomicU64,
 }
 
 impl Fetcher {
@@ -41,14 +63,39 @@ impl Fetcher {
     pub fn new(counters: Arc<Counters>) -> Arc<Self> {
         Arc::new(Self {
             decoders: Decoders::new(),
-            requests: Semaphore::new(REQUESTS_AT_ONCE),
+            undecoded: Arc::new(Semaphore::new(UNDECODED)),
             recent: Recent::new(),
             counters,
+            upstreams: Mutex::default(),
+            layers: AtomicU64::new(0),
         })
     }
 
     /// The counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// A layer to fetch chunks of. Panics outside a runtime.
+    pub(crate) fn source(self: &Arc<Self>, layer: &LazyLayer, cache: Option<CachedLayer>) -> Arc<Source> {
+        let name = layer.blob.upstream();
+        let mut upstreams = lock(&self.upstreams);
+        let upstream = upstreams
+            .entry(name.clone())
+            .or_insert_with(|| Arc::new(Upstream::new(name, Handle::current())));
+        Arc::new(Source {
+            layer: self.layers.fetch_add(1, Ordering::Relaxed),
+            index: layer.index.clone(),
+            blob: layer.blob.clone(),
+            cache,
+            fetcher: self.clone(),
+            upstream: upstream.clone(),
+        })
+    }
+
+    /// Room for a chunk among those that wait for decoding; `None` when the process ends.
+    async fn room_for(&self, plain_len: u32) -> Option<OwnedSemaphorePermit> {
+        let wanted = plain_len.min(UNDECODED as u32);
+        self.undecoded.clone().acquire_many_owned(wanted).await.ok()
     }
 }

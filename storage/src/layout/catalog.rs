@@ -16,7 +16,7 @@ use sluice_format::artifact::{OCI_INDEX, REF_NAME_ANNOTATION};
 use sluice_format::{BlobDigest, Digest, Limits};
 
 use super::load_bounded;
-use crate::{Descriptor, Error, ErrorKind};
+use crate::{Descriptor, Error, ErrorKind, Referrer};
 
 const FILE: &str = "index.json";
 
@@ -33,6 +33,8 @@ pub struct LayoutEntry {
     pub tag: Option<String>,
     /// Where it is.
     pub descriptor: Descriptor,
+    /// What kind of artifact it is; `None` for an image.
+    pub artifact_type: Option<String>,
 }
 
 impl LayoutEntry {
@@ -45,6 +47,15 @@ impl LayoutEntry {
                 size: len,
                 annotations: BTreeMap::new(),
             },
+            artifact_type: None,
+        }
+    }
+
+    pub(super) fn of_artifact(referrer: &Referrer) -> Self {
+        Self {
+            tag: None,
+            descriptor: referrer.descriptor.clone(),
+            artifact_type: referrer.artifact_type.clone(),
         }
     }
 
@@ -54,6 +65,10 @@ impl LayoutEntry {
             "digest": self.descriptor.digest.to_string(),
             "size": self.descriptor.size,
         });
+        if let Some(artifact_type) = &self.artifact_type {
+            entry["artifactType"] = artifact_type.as_str().into();
+            entry["annotations"] = json!(self.descriptor.annotations);
+        }
         if let Some(tag) = &self.tag {
             entry["annotations"] = json!({ REF_NAME_ANNOTATION: tag });
         }
@@ -88,8 +103,11 @@ pub(super) fn load(dir: &Path, limits: &Limits) -> Result<Vec<LayoutEntry>, Erro
         .map(|entry| {
             let descriptor =
                 Descriptor::deserialize(entry).map_err(|error| malformed(dir).with_source(error))?;
-            let tag = tag_of(entry).map(str::to_owned);
-            Ok(LayoutEntry { tag, descriptor })
+            Ok(LayoutEntry {
+                tag: tag_of(entry).map(str::to_owned),
+                descriptor,
+                artifact_type: entry["artifactType"].as_str().map(str::to_owned),
+            })
         })
         .collect()
 }

@@ -7,6 +7,7 @@
 
 mod catalog;
 mod file_blob;
+mod referrers;
 mod writer;
 
 use std::fs::File;
@@ -22,6 +23,7 @@ use sluice_format::{BlobDigest, Digest, FormatError, Limits};
 pub use self::catalog::LayoutEntry;
 use self::file_blob::FileBlob;
 use self::writer::FileWriter;
+use crate::referrers::Referrer;
 use crate::{
     Blob, BlobWriter, Descriptor, Error, ErrorKind, Manifest, ManifestName, Repository, WritableRepository,
     blocking, documents,
@@ -100,7 +102,8 @@ impl Layout {
         catalog::load(&self.dir, &self.limits)
     }
 
-    /// The name to ask for when the user gave `name`: that one, or without one the only manifest of the layout.
+    /// The name to ask for when the user gave `name`: that one, or without one the only manifest of the layout that is no
+    /// artifact.
     ///
     /// # Errors
     /// [`ErrorKind::InvalidInput`] listing the tags when there are several, [`ErrorKind::NotFound`] when there is none.
@@ -108,7 +111,9 @@ impl Layout {
         if let Some(name) = name {
             return Ok(name.clone());
         }
-        match &self.names()?[..] {
+        let mut images = self.names()?;
+        images.retain(|entry| entry.artifact_type.is_none());
+        match &images[..] {
             [only] => Ok(ManifestName::Digest(only.descriptor.digest.0)),
             [] => Err(Error::new(
                 ErrorKind::NotFound,
@@ -200,6 +205,18 @@ impl Repository for Layout {
         })
         .boxed()
     }
+
+    fn fetch_referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Referrer>, Error>> {
+        let (layout, subject, artifact_type) = (self.clone(), *subject, artifact_type.to_owned());
+        blocking::run("look for referrers", move || {
+            referrers::load(&layout, &subject, &artifact_type)
+        })
+        .boxed()
+    }
 }
 
 impl WritableRepository for Layout {
@@ -251,6 +268,21 @@ impl WritableRepository for Layout {
                     self.list(entry).await
                 }
             }
+        }
+        .boxed()
+    }
+
+    fn put_referrer<'a>(
+        &'a self,
+        _subject: &'a Digest,
+        referrer: &'a Referrer,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            let name = ManifestName::Digest(referrer.descriptor.digest.0);
+            let media_type = &referrer.descriptor.media_type;
+            self.put_manifest(&name, media_type, bytes).await?;
+            self.list(LayoutEntry::of_artifact(referrer)).await
         }
         .boxed()
     }

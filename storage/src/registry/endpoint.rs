@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use sluice_format::BlobDigest;
+use sluice_format::{BlobDigest, Digest};
 use url::{Host, Url};
 
 use super::Reference;
@@ -53,6 +53,13 @@ impl Endpoint {
 
     pub(super) fn blob(&self, digest: &BlobDigest) -> Url {
         self.url(&["blobs", &digest.to_string()])
+    }
+
+    /// The list of a manifest's referrers.
+    pub(super) fn referrers(&self, subject: &Digest, artifact_type: &str) -> Url {
+        let mut url = self.url(&["referrers", &subject.to_string()]);
+        url.query_pairs_mut().append_pair("artifactType", artifact_type);
+        url
     }
 
     /// Where uploads begin: with a slash at the end.
@@ -115,8 +122,6 @@ pub(super) fn authority(url: &Url) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sluice_format::Digest;
-
     use super::*;
 
     fn manifest_url(reference: &str, plain_http: bool) -> String {

@@ -3,7 +3,7 @@
 //! A [`RegistryClient`] holds what all requests of a process share: connection pools, tokens, counters. It hands out a
 //! [`RegistryRepository`] per repository. Inside, one request goes through these parts: `endpoint` builds its URL, `exchange`
 //! follows redirects and has `auth` answer challenges with tokens or passwords from `credentials`, `transport` sends it, `answer`
-//! reads what came back, `retry` decides whether and when to try again. `pull` reads blobs by ranges, `push` uploads them.
+//! reads what came back, `retry` decides whether and when to try again. `pull` reads blobs by ranges, `push` uploads them, `referrers` lists artifacts.
 //!
 //! Secrets (passwords, tokens, signed URLs) live in memory only and appear in no message, log or `Debug` output.
 //!
@@ -19,6 +19,7 @@ mod exchange;
 mod pull;
 mod push;
 mod reference;
+mod referrers;
 mod repository;
 mod retry;
 mod transport;

@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::{Method, StatusCode};
 use sluice_format::artifact::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
-use sluice_format::{BlobDigest, Digest, FormatError};
+use sluice_format::{BlobDigest, Digest, FormatError, Limits};
 use url::Url;
 
 use super::RegistryClient;
@@ -18,8 +18,10 @@ use super::auth::Scope;
 use super::endpoint::Endpoint;
 use super::pull::RegistryBlob;
 use super::push::{self, RegistryWriter};
+use super::referrers;
 use super::retry::{Failure, Patience};
 use super::transport::Request;
+use crate::referrers::Referrer;
 use crate::{
     Blob, BlobWriter, Descriptor, Error, ErrorKind, Manifest, ManifestName, Repository, WritableRepository,
     documents,
@@ -46,6 +48,10 @@ impl RegistryRepository {
     /// The client that it shares with other repositories.
     pub fn client(&self) -> &Arc<RegistryClient> {
         &self.client
+    }
+
+    pub(super) fn limits(&self) -> &Limits {
+        &self.client.options.limits
     }
 
     pub(super) fn patience(&self) -> Patience {
@@ -176,6 +182,14 @@ impl Repository for RegistryRepository {
         }
         .boxed()
     }
+
+    fn fetch_referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Referrer>, Error>> {
+        Box::pin(referrers::fetch(self, subject, artifact_type))
+    }
 }
 
 impl WritableRepository for RegistryRepository {
@@ -212,6 +226,15 @@ impl WritableRepository for RegistryRepository {
                 .await
         }
         .boxed()
+    }
+
+    fn put_referrer<'a>(
+        &'a self,
+        subject: &'a Digest,
+        referrer: &'a Referrer,
+        bytes: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(referrers::put(self, subject, referrer, bytes))
     }
 }
 

@@ -1,8 +1,9 @@
 //! What tests of this crate and of those above it share. Not part of the product: cargo feature `testing`.
 //!
 //! [`memory`] keeps images in memory, [`faulty`] makes a blob misbehave in named ways, [`sample`] makes layers with real
-//! indexes, and [`conformance`] holds every implementation of a contract to the same promises.
+//! indexes, and [`conformance`] and [`attached`] hold every implementation of a contract to the same promises.
 
+pub mod attached;
 pub mod conformance;
 pub mod faulty;
 pub mod memory;

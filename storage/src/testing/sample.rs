@@ -69,6 +69,7 @@ impl SampleLayer {
             },
             diff_id,
             plain_len: plain.len() as u64,
+            index_digest: Digest::of(&index.encode().expect("an index")),
             index: Arc::new(index),
             blob: Arc::new(blob),
         };

@@ -1,0 +1,89 @@
+//! How long an upstream takes to answer, and when an answer is late.
+//!
+//! Mean and mean deviation are smoothed as TCP smooths its round-trip time (RFC 6298). An answer is late when it takes longer than the mean and four
+//! deviations; then a second request is worth its bytes. Second requests are rationed: an upstream that is slow as a whole must not be
+//! asked twice for everything.
+
+use std::time::Duration;
+
+/// Shortest wait for a first byte that is called late: below it a second request costs more than it can win.
+const LATE_AT_LEAST: Duration = Duration::from_millis(100);
+/// Answers after which the estimate is used.
+const SAMPLES_NEEDED: u32 = 8;
+/// Requests that earn one second request.
+const REQUESTS_PER_HEDGE: u32 = 20;
+/// Second requests that can be saved up.
+const HEDGES_SAVED: u32 = 4;
+
+/// First-byte times of one upstream.
+#[derive(Debug, Default)]
+pub(super) struct Latency {
+    mean: Duration,
+    deviation: Duration,
+    samples: u32,
+    /// In units of one request.
+    savings: u32,
+}
+
+impl Latency {
+    /// Notes how long the first byte of a request took.
+    pub(super) fn note(&mut self, first_byte: Duration) {
+        if self.samples == 0 {
+            self.mean = first_byte;
+            self.deviation = first_byte / 2;
+        } else {
+            let difference = self.mean.abs_diff(first_byte);
+            self.deviation = (self.deviation * 3 + difference) / 4;
+            self.mean = (self.mean * 7 + first_byte) / 8;
+        }
+        self.samples = self.samples.saturating_add(1);
+        self.savings = (self.savings + 1).min(HEDGES_SAVED * REQUESTS_PER_HEDGE);
+    }
+
+    /// The wait after which an answer is late; `None` while too little is known.
+    pub(super) fn late_after(&self) -> Option<Duration> {
+        let known = self.samples >= SAMPLES_NEEDED;
+        known.then(|| (self.mean + self.deviation * 4).max(LATE_AT_LEAST))
+    }
+
+    /// Takes the right to a second request.
+    pub(super) fn take_hedge(&mut self) -> bool {
+        let Some(rest) = self.savings.checked_sub(REQUESTS_PER_HEDGE) else {
+            return false;
+        };
+        self.savings = rest;
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steady_answers_make_a_tight_bound_and_scattered_ones_a_loose_one() {
+        let mut steady = Latency::default();
+        let mut scattered = Latency::default();
+        assert_eq!(steady.late_after(), None);
+        for at in 0..100 {
+            steady.note(Duration::from_millis(200));
+            scattered.note(Duration::from_millis(if at % 2 == 0 { 100 } else { 300 }));
+        }
+        let (tight, loose) = (steady.late_after().unwrap(), scattered.late_after().unwrap());
+        assert!(tight < Duration::from_millis(210), "{tight:?}");
+        assert!(loose > Duration::from_millis(500), "{loose:?}");
+    }
+
+    #[test]
+    fn second_requests_are_earned() {
+        let mut latency = Latency::default();
+        assert!(!latency.take_hedge());
+        (0..REQUESTS_PER_HEDGE).for_each(|_| latency.note(Duration::from_millis(1)));
+        assert!(latency.take_hedge() && !latency.take_hedge());
+        (0..10_000).for_each(|_| latency.note(Duration::from_millis(1)));
+        assert_eq!(
+            (0..100).filter(|_| latency.take_hedge()).count(),
+            HEDGES_SAVED as usize
+        );
+    }
+}

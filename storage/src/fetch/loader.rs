@@ -1,0 +1,83 @@
+//! What a dynamic loader will read of a program that a reader has just opened.
+//!
+//! A program shows itself when its first page is read: the magic number stands at the beginning of the range. Its headers tell where the
+//! patched data and the section headers lie, and those tell where relocations and symbols lie. All of that is wanted in the readahead lane at
+//! once, while the loader is still at the first of its dependencies. See [`sluice_format::program`].
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use bytes::BytesMut;
+use sluice_format::program::{MAGIC, Program};
+
+use super::{Claim, Lane, Source};
+use crate::sync::lock;
+
+/// Programs remembered per layer, so that each is looked at once.
+const MOST_PROGRAMS: usize = 10_000;
+
+/// The programs of one layer that readers have opened.
+#[derive(Debug, Default)]
+pub(crate) struct Programs {
+    met: Mutex<HashSet<u64>>,
+}
+
+impl Programs {
+    /// The program that begins with `head` at a plain offset, when it is one and has not been met before.
+    pub(crate) fn meet(&self, plain_off: u64, head: &[u8]) -> Option<Program> {
+        if !head.starts_with(MAGIC) {
+            return None;
+        }
+        let program = Program::parse(head)?;
+        let mut met = lock(&self.met);
+        (met.len() < MOST_PROGRAMS && met.insert(plain_off)).then_some(program)
+    }
+}
+
+/// Has the parts of a program fetched that its loader will read. `plain_off` is where its file begins.
+pub(crate) async fn fetch_ahead(source: Arc<Source>, plain_off: u64, program: Program) {
+    want(&source, plain_off, program.data_ranges());
+    let sections = in_layer(&source, plain_off, program.sections());
+    if let Some(bytes) = gather(&source, sections).await {
+        want(&source, plain_off, program.table_ranges(&bytes));
+    }
+}
+
+/// A range of the file as one of the layer, as far as the layer goes.
+fn in_layer(source: &Source, plain_off: u64, file: Range<u64>) -> Range<u64> {
+    let plain_len = source.index.chunks.plain_len();
+    let at = |file_off: u64| plain_off.saturating_add(file_off).min(plain_len);
+    at(file.start)..at(file.end)
+}
+
+fn want(source: &Arc<Source>, plain_off: u64, ranges: impl IntoIterator<Item = Range<u64>>) {
+    let ahead: Vec<_> = ranges
+        .into_iter()
+        .flat_map(|range| source.index.chunks.covering(in_layer(source, plain_off, range)))
+        .map(|chunk| (chunk, Lane::Readahead))
+        .collect();
+    source.upstream.want(source, &ahead);
+}
+
+/// The bytes of `plain`, fetched ahead.
+async fn gather(source: &Arc<Source>, plain: Range<u64>) -> Option<BytesMut> {
+    let numbers: Vec<usize> = source.index.chunks.covering(plain.clone()).collect();
+    let claims = source.upstream.claim(source, &numbers, Lane::Readahead);
+    let mut bytes = BytesMut::new();
+    for (chunk, claim) in numbers.into_iter().zip(claims) {
+        let whole = match claim {
+            Claim::Fetched(ticket) => ticket.outcome().await.ok()?,
+            Claim::Kept => {
+                let source = source.clone();
+                let kept = tokio::task::spawn_blocking(move || source.kept(chunk));
+                kept.await.ok()??
+            }
+        };
+        let range = source.chunk(chunk).plain_range();
+        let start = plain.start.max(range.start) - range.start;
+        let end = plain.end.min(range.end) - range.start;
+        bytes.extend_from_slice(&whole[start as usize..end as usize]);
+    }
+    Some(bytes)
+}

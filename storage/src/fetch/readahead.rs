@@ -1,0 +1,321 @@
+//! What the readers of a layer will want next.
+//!
+//! Readers leave tracks: chunks touched one after the other. A track that goes on forward is a sequential reader, and its window ahead
+//! is half as long as the track, so that a program that reads a file from end to end soon waits for nothing, and what is fetched in vain when
+//! it stops is less than what it has read. Several tracks are kept, because
+//! programs read several files at once and a loader walks two sections of a library side by side.
+//!
+//! Other touches come in clusters: modules of one package, functions of one library. So chunks around a touch are fetched too, the more of
+//! them the more chunks nearby were touched already. These are guesses, and they are bounded by how many turn out right: what was fetched
+//! in vain never exceeds a share of what was touched, and a little to begin with. The numbers come from replaying recorded starts of a PyTorch
+//! program, a web server and a small function against many of them: these leave one wait in five or six at 1.5 times the bytes.
+//!
+//! Only the first touch of a chunk counts, whether it was here already or not.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use sluice_format::LayerIndex;
+
+use super::Lane;
+use crate::sync::lock;
+
+/// Tracks that are remembered: more than a busy program reads side by side.
+const TRACKS: usize = 32;
+/// Chunks that a reader may leap over and still be on its track: headers and padding between files are never touched.
+const LEAP: usize = 1;
+/// Window of a sequential reader at its longest, in plain bytes.
+const LONGEST_WINDOW: u64 = 16 << 20;
+/// How far on either side of a touch earlier touches count as near.
+const REACH: usize = 32;
+/// Most chunks that are guessed on either side of a touch.
+const MOST_GUESSES: usize = 8;
+/// Stored bytes of guesses that may be wrong before any was right.
+const WRONG_BYTES: u64 = 512 << 10;
+/// Wrong guesses beyond that, in percent of what was touched.
+const WRONG_PERCENT: u64 = 70;
+
+/// What was touched of one layer, and what follows from it.
+#[derive(Debug)]
+pub(crate) struct Foresight {
+    index: Arc<LayerIndex>,
+    /// Chunks in the longest window of a sequential reader.
+    longest: usize,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    touched: Bits,
+    expected: Bits,
+    guessed: Bits,
+    /// Stored bytes that bound the guesses: what was touched, and what was guessed and not touched so far.
+    touched_bytes: u64,
+    wrong_bytes: u64,
+    /// The one used last comes last.
+    tracks: VecDeque<Track>,
+}
+
+/// One sequence of touches.
+#[derive(Clone, Copy, Debug)]
+struct Track {
+    /// The chunk touched last.
+    last: usize,
+    /// First chunk that has not been asked for ahead.
+    ahead: usize,
+    /// How often it went on.
+    steps: usize,
+}
+
+impl Foresight {
+    pub(crate) fn new(index: Arc<LayerIndex>) -> Self {
+        let count = index.chunks.chunks().len();
+        let chunk_len = index.chunks.plain_len() / count.max(1) as u64;
+        let state = State {
+            touched: Bits::new(count),
+            expected: Bits::new(count),
+            guessed: Bits::new(count),
+            touched_bytes: 0,
+            wrong_bytes: 0,
+            tracks: VecDeque::new(),
+        };
+        Self {
+            longest: (LONGEST_WINDOW / chunk_len.max(1)).max(1) as usize,
+            index,
+            state: Mutex::new(state),
+        }
+    }
+
+    /// Says that a chunk will be fetched for another reason: its touch tells nothing new.
+    pub(crate) fn expect(&self, chunk: usize) {
+        lock(&self.state).expected.set(chunk);
+    }
+
+    /// Notes that chunks were touched, and tells what to fetch ahead.
+    pub(crate) fn touch(&self, touched: Range<usize>) -> Vec<(usize, Lane)> {
+        let mut state = lock(&self.state);
+        let mut news = false;
+        let mut ahead = Vec::new();
+        for chunk in touched.clone() {
+            if state.touched.set(chunk) && !state.expected.get(chunk) {
+                news = true;
+                state.guess_around(&self.index, chunk, &mut ahead);
+            }
+        }
+        if news {
+            let window = state.follow(touched, self.longest);
+            ahead.extend(window.map(|chunk| (chunk, Lane::Readahead)));
+        }
+        ahead
+    }
+}
+
+impl State {
+    /// Chunks around a touch that are worth a guess.
+    fn guess_around(&mut self, index: &LayerIndex, chunk: usize, ahead: &mut Vec<(usize, Lane)>) {
+        let stored_len = |chunk: usize| {
+            index
+                .chunks
+                .chunks()
+                .get(chunk)
+                .map_or(0, |chunk| u64::from(chunk.stored_len))
+        };
+        self.touched_bytes += stored_len(chunk);
+        if self.guessed.get(chunk) {
+            self.wrong_bytes -= stored_len(chunk);
+        }
+        let end = self.touched.len();
+        let near = chunk.saturating_sub(REACH)..(chunk + REACH + 1).min(end);
+        let density = near.filter(|near| self.touched.get(*near)).count() - 1;
+        let forward = (1 + density / 2).min(MOST_GUESSES);
+        let backward = forward;
+        let around =
+            (chunk + 1..(chunk + 1 + forward).min(end)).chain((chunk.saturating_sub(backward)..chunk).rev());
+        for guess in around {
+            if self.wrong_bytes >= WRONG_BYTES + self.touched_bytes / 100 * WRONG_PERCENT {
+                return;
+            }
+            if !self.touched.get(guess) && !self.expected.get(guess) && self.guessed.set(guess) {
+                self.wrong_bytes += stored_len(guess);
+                ahead.push((guess, Lane::Neighbour));
+            }
+        }
+    }
+
+    /// What a sequential reader that has just touched these chunks will come to.
+    fn follow(&mut self, touched: Range<usize>, longest: usize) -> Range<usize> {
+        let Some(last) = touched.end.checked_sub(1) else {
+            return 0..0;
+        };
+        let on_track = |track: &Track| touched.start <= track.last + 1 + LEAP && last > track.last;
+        let Some(mut track) = self
+            .tracks
+            .iter()
+            .rposition(on_track)
+            .and_then(|at| self.tracks.remove(at))
+        else {
+            if self.tracks.len() == TRACKS {
+                self.tracks.pop_front();
+            }
+            self.tracks.push_back(Track {
+                last,
+                ahead: touched.end,
+                steps: 0,
+            });
+            return 0..0;
+        };
+        track.last = last;
+        track.steps += 1;
+        let window = (1 + track.steps / 2).min(longest);
+        let from = track.ahead.max(touched.end);
+        let to = (touched.end + window).min(self.touched.len());
+        // Asked for in halves of the window, so that ranges are long.
+        let is_due = from < to && (to - from) * 2 >= window;
+        if is_due {
+            track.ahead = to;
+        }
+        self.tracks.push_back(track);
+        if is_due { from..to } else { 0..0 }
+    }
+}
+
+/// A set of chunk numbers below a bound.
+#[derive(Debug)]
+struct Bits {
+    words: Vec<u64>,
+    len: usize,
+}
+
+impl Bits {
+    fn new(len: usize) -> Self {
+        Self {
+            words: vec![0; len.div_ceil(64)],
+            len,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.len
+    }
+
+    fn get(&self, at: usize) -> bool {
+        self.words
+            .get(at / 64)
+            .is_some_and(|word| word & (1 << (at % 64)) != 0)
+    }
+
+    /// Whether it was not in the set before.
+    fn set(&mut self, at: usize) -> bool {
+        let Some(word) = self.words.get_mut(at / 64).filter(|_| at < self.len) else {
+            return false;
+        };
+        let before = *word;
+        *word |= 1 << (at % 64);
+        *word != before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use crate::testing::SampleLayer;
+
+    const CHUNKS: usize = 1000;
+    const CHUNK_LEN: usize = 64 << 10;
+
+    /// A layer of incompressible chunks, so that stored and plain lengths are alike.
+    fn foresight() -> Foresight {
+        let sample = SampleLayer::new(CHUNKS, CHUNK_LEN, 0);
+        Foresight::new(sample.layer.index)
+    }
+
+    fn touch(foresight: &Foresight, chunk: usize, lane: Lane) -> Vec<usize> {
+        let ahead = foresight.touch(chunk..chunk + 1).into_iter();
+        ahead
+            .filter(|ahead| ahead.1 == lane)
+            .map(|ahead| ahead.0)
+            .collect()
+    }
+
+    #[test]
+    fn a_sequential_reader_is_run_ahead_of_without_gaps() {
+        let foresight = foresight();
+        let mut asked = Vec::new();
+        let mut steps = 0;
+        for chunk in 0..200 {
+            let ahead = touch(&foresight, chunk, Lane::Readahead);
+            steps += usize::from(!ahead.is_empty());
+            assert!(ahead.iter().all(|ahead| *ahead > chunk && *ahead <= chunk + 256));
+            asked.extend(ahead);
+        }
+        assert_eq!(asked, (2..2 + asked.len()).collect::<Vec<_>>());
+        assert!(
+            asked.len() > 225 && steps < 40,
+            "{} in {steps} steps",
+            asked.len()
+        );
+    }
+
+    #[test]
+    fn readers_side_by_side_have_tracks_of_their_own() {
+        let foresight = foresight();
+        for step in 0..20 {
+            for reader in 0..8 {
+                let ahead = touch(&foresight, reader * 100 + step, Lane::Readahead);
+                assert!(ahead.iter().all(|ahead| ahead / 100 == reader));
+                match step {
+                    0 => assert!(ahead.is_empty()),
+                    1 => assert_eq!(ahead, [reader * 100 + 2]),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn guesses_grow_with_what_was_touched_nearby() {
+        let foresight = foresight();
+        assert_eq!(touch(&foresight, 500, Lane::Neighbour), [501, 499]);
+        touch(&foresight, 520, Lane::Neighbour);
+        touch(&foresight, 480, Lane::Neighbour);
+        let dense = touch(&foresight, 505, Lane::Neighbour);
+        assert_eq!(dense, [506, 507, 504, 503]);
+    }
+
+    #[test]
+    fn wrong_guesses_are_bounded_and_right_ones_are_not() {
+        let scattered = foresight();
+        let mut wrong = 0;
+        for at in 0..40 {
+            wrong += touch(&scattered, (at * 397) % CHUNKS, Lane::Neighbour).len();
+        }
+        assert!(wrong <= WRONG_BYTES as usize / CHUNK_LEN + 30, "{wrong}");
+        let dense = foresight();
+        let mut waits = 0;
+        let mut here = Bits::new(CHUNKS);
+        // A cluster that is read in no order.
+        for at in 0..200 {
+            let chunk = 300 + (at * 77) % 200;
+            waits += usize::from(!here.get(chunk));
+            here.set(chunk);
+            for ahead in touch(&dense, chunk, Lane::Neighbour) {
+                here.set(ahead);
+            }
+        }
+        assert!(waits < 70, "{waits}");
+    }
+
+    #[test]
+    fn what_is_expected_or_touched_again_tells_nothing() {
+        let foresight = foresight();
+        for chunk in [7, 8, 9, 40] {
+            foresight.expect(chunk);
+        }
+        assert!(touch(&foresight, 40, Lane::Neighbour).is_empty());
+        assert_eq!(touch(&foresight, 6, Lane::Neighbour), [5]);
+        assert!(foresight.touch(6..7).is_empty() && foresight.touch(40..41).is_empty());
+        assert_eq!(touch(&foresight, CHUNKS - 1, Lane::Neighbour), [CHUNKS - 2]);
+    }
+}

@@ -1,0 +1,74 @@
+//! Where the chunks of one layer come from and where they go.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sluice_format::compression::ChunkDecoder;
+use sluice_format::{ChunkRef, FormatError, LayerIndex};
+
+use super::{Fetcher, Upstream};
+use crate::{Blob, CachedLayer};
+
+/// One layer as the fetcher sees it.
+#[derive(Debug)]
+pub(crate) struct Source {
+    /// Number that tells layers of one fetcher apart.
+    pub(crate) layer: u64,
+    pub(crate) index: Arc<LayerIndex>,
+    pub(crate) blob: Arc<dyn Blob>,
+    pub(crate) cache: Option<CachedLayer>,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) upstream: Arc<Upstream>,
+}
+
+impl Source {
+    /// The chunk at a position of the chunk table.
+    pub(crate) fn chunk(&self, at: usize) -> &ChunkRef {
+        &self.index.chunks.chunks()[at]
+    }
+
+    /// The bytes of a chunk that this host has, in this layer or another. Blocks on the disk.
+    pub(crate) fn kept(&self, at: usize) -> Option<Bytes> {
+        let cache = self.cache.as_ref();
+        cache
+            .and_then(|cache| cache.read_chunk(at))
+            .or_else(|| self.fetcher.recent.get(&self.chunk(at).digest))
+            .or_else(|| cache.and_then(|cache| cache.copy_chunk(at)))
+    }
+
+    /// Whether [`Self::kept`] will most likely give bytes. Does not block.
+    pub(crate) fn keeps(&self, at: usize) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.is_trusted(at))
+            || self.fetcher.recent.contains(&self.chunk(at).digest)
+    }
+
+    /// Whether this host may have the chunk, even if nobody has verified it yet. Does not block.
+    pub(crate) fn may_keep(&self, at: usize) -> bool {
+        self.cache.as_ref().is_some_and(|cache| cache.has_chunk(at)) || self.keeps(at)
+    }
+
+    /// Decodes and verifies a chunk and keeps it. Blocks on the disk.
+    pub(crate) fn decode(
+        &self,
+        decoder: &mut ChunkDecoder,
+        at: usize,
+        stored: &[u8],
+    ) -> Result<Bytes, FormatError> {
+        let chunk = self.chunk(at);
+        let plain = match decoder.decode(chunk, stored) {
+            Ok(plain) => Bytes::from(plain),
+            Err(error) => {
+                self.fetcher.counters.add_corrupt();
+                return Err(error);
+            }
+        };
+        let kept = self
+            .cache
+            .as_ref()
+            .is_some_and(|cache| cache.store_chunk(at, &plain));
+        if !kept {
+            self.fetcher.recent.put(chunk.digest, plain.clone());
+        }
+        Ok(plain)
+    }
+}

@@ -1,0 +1,273 @@
+//! One range from the upstream to landed chunks.
+//!
+//! The body is cut into chunks while it arrives, and each chunk goes to the decoders at once; a reader of the first one does not wait for
+//! the last. Decoding runs beside the network: the body is read on while chunks are decoded, up to a bound of bytes for the whole
+//! process. A chunk that does not verify is asked for once more by itself, in case the transfer spoilt it; then it is corrupt. When the
+//! first byte of a range that a reader waits for is late, a second request is sent, and whichever answers first is read.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::future::{Either, select};
+use sluice_format::FormatError;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::{Instant, sleep};
+
+use super::board::{Course, Key, Outcome};
+use super::coalesce::Batch;
+use super::upstream::Upstream;
+use super::{Lane, Source};
+use crate::{ByteStream, Error, ErrorKind};
+
+/// A range that is to be fetched. Dropping it ends it, however far it came.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub(super) upstream: Arc<Upstream>,
+    pub(super) batch: Batch,
+    pub(super) course: Arc<Course>,
+    /// Wait for the first byte after which a second request is worth it.
+    late_after: Option<Duration>,
+    received: AtomicU64,
+    failure: Option<Error>,
+}
+
+/// A body and what of it has not been cut yet.
+struct Body {
+    pieces: ByteStream,
+    arrived: BytesMut,
+    /// Stored offset of the first byte of `arrived`.
+    stored_off: u64,
+}
+
+impl Transfer {
+    pub(super) fn new(
+        upstream: Arc<Upstream>,
+        batch: Batch,
+        course: Arc<Course>,
+        late_after: Option<Duration>,
+    ) -> Self {
+        Self {
+            upstream,
+            batch,
+            course,
+            late_after,
+            received: AtomicU64::new(0),
+            failure: None,
+        }
+    }
+
+    /// Fetches the range and lands its chunks. Chunks that cannot be fetched land with the error.
+    pub(super) async fn run(mut self) {
+        self.failure = self.fetch().await.err();
+    }
+
+    async fn fetch(&self) -> Result<(), Error> {
+        let asked = Instant::now();
+        let (first, pieces) = self.open().await?;
+        self.upstream.answered(asked.elapsed());
+        self.batch.source.fetcher.counters.first_byte(asked.elapsed());
+        let mut body = Body {
+            pieces,
+            arrived: BytesMut::new(),
+            stored_off: self.batch.stored.start,
+        };
+        self.take_in(&mut body, &first);
+        for at in &self.batch.chunks {
+            let stored = self.cut(&mut body, *at).await?;
+            if let Some(stored) = stored {
+                self.decode_later(*at, stored).await;
+            }
+        }
+        self.batch.source.fetcher.counters.range_took(asked.elapsed());
+        Ok(())
+    }
+
+    /// Begins the body, twice when the first request is late.
+    async fn open(&self) -> Result<(Bytes, ByteStream), Error> {
+        let first = Box::pin(self.begin());
+        let Some(late_after) = self.late_after.filter(|_| self.course.lane == Lane::Demand) else {
+            return first.await;
+        };
+        let first = match select(first, Box::pin(sleep(late_after))).await {
+            Either::Left((begun, _)) => return begun,
+            Either::Right(((), first)) => first,
+        };
+        if !self.upstream.take_hedge() {
+            return first.await;
+        }
+        self.batch.source.fetcher.counters.add_hedged();
+        tracing::debug!(
+            upstream = self.upstream.name(),
+            "a first byte is late; the range is asked for again"
+        );
+        match select(first, Box::pin(self.begin())).await {
+            Either::Left((Ok(begun), _)) | Either::Right((Ok(begun), _)) => Ok(begun),
+            Either::Left((Err(_), second)) => second.await,
+            Either::Right((Err(_), first)) => first.await,
+        }
+    }
+
+    /// Sends the request and waits for the first bytes.
+    async fn begin(&self) -> Result<(Bytes, ByteStream), Error> {
+        let mut pieces = self.batch.source.blob.stream(self.batch.stored.clone()).await?;
+        match pieces.next().await {
+            Some(first) => Ok((first?, pieces)),
+            None => Err(self.short()),
+        }
+    }
+
+    fn short(&self) -> Error {
+        let message = format!(
+            "blob {} ended in the middle of stored range {}-{}",
+            self.batch.source.blob.digest(),
+            self.batch.stored.start,
+            self.batch.stored.end
+        );
+        Error::new(ErrorKind::Corrupt, message)
+    }
+
+    /// The stored bytes of a chunk, once they have arrived; `None` when another transfer has taken the chunk over.
+    async fn cut(&self, body: &mut Body, at: usize) -> Result<Option<Bytes>, Error> {
+        let stored = self.batch.source.chunk(at).stored_range();
+        while body.stored_off + (body.arrived.len() as u64) < stored.end {
+            let piece = body.pieces.next().await.ok_or_else(|| self.short())??;
+            self.take_in(body, &piece);
+        }
+        let gap = (stored.start - body.stored_off) as usize;
+        body.arrived.advance(gap);
+        let bytes = body
+            .arrived
+            .split_to((stored.end - stored.start) as usize)
+            .freeze();
+        body.stored_off = stored.end;
+        let has_flight = self.upstream.is_awaited(self.key(at));
+        Ok(has_flight.then_some(bytes))
+    }
+
+    /// Has a chunk decoded and landed. Waits only while too many bytes wait for decoding.
+    async fn decode_later(&self, at: usize, stored: Bytes) {
+        let source = self.batch.source.clone();
+        let room = source.fetcher.room_for(source.chunk(at).plain_len).await;
+        let landing = Landing {
+            source,
+            upstream: self.upstream.clone(),
+            course: self.course.clone(),
+            key: self.key(at),
+        };
+        tokio::spawn(landing.decode(stored, room));
+    }
+
+    fn take_in(&self, body: &mut Body, piece: &[u8]) {
+        body.arrived.extend_from_slice(piece);
+        self.received.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        self.course.reach(body.stored_off + body.arrived.len() as u64);
+    }
+
+    fn key(&self, at: usize) -> Key {
+        Key {
+            layer: self.batch.source.layer,
+            chunk: at,
+        }
+    }
+
+    /// Tells whoever waits for a chunk that did not arrive.
+    fn fail_rest(&self, error: &Error) {
+        for at in &self.batch.chunks {
+            let arrived = self
+                .course
+                .has_arrived(self.batch.source.chunk(*at).stored_range().end);
+            if !arrived {
+                self.upstream
+                    .land(self.key(*at), &self.course, Err(error.clone()));
+            }
+        }
+    }
+}
+
+impl Drop for Transfer {
+    fn drop(&mut self) {
+        let interrupted = || Error::new(ErrorKind::Unavailable, "a transfer was interrupted");
+        let failure = self.failure.take();
+        self.fail_rest(failure.as_ref().unwrap_or(&interrupted()));
+        let received = *self.received.get_mut();
+        self.batch
+            .source
+            .fetcher
+            .counters
+            .add_stored(self.course.lane, received);
+        self.upstream.ended(received, failure.as_ref());
+    }
+}
+
+/// A chunk between its arrival and its landing. When it is dropped on the way, those who wait are told.
+struct Landing {
+    source: Arc<Source>,
+    upstream: Arc<Upstream>,
+    course: Arc<Course>,
+    key: Key,
+}
+
+impl Landing {
+    async fn decode(self, stored: Bytes, _room: Option<OwnedSemaphorePermit>) {
+        let decoded = match self.try_decode(stored).await {
+            Ok(Ok(plain)) => Ok(plain),
+            Ok(Err(_)) => self.fetch_again().await,
+            Err(error) => Err(error),
+        };
+        let plain_len = decoded.as_ref().map_or(0, Bytes::len);
+        if let Some(lane) = self.land(decoded) {
+            self.source.fetcher.counters.add_plain(lane, plain_len);
+        }
+    }
+
+    async fn try_decode(&self, stored: Bytes) -> Result<Result<Bytes, FormatError>, Error> {
+        let (source, at) = (self.source.clone(), self.key.chunk);
+        let decoders = source.fetcher.decoders.clone();
+        decoders
+            .run(move |decoder| source.decode(decoder, at, &stored))
+            .await
+    }
+
+    /// The second and last attempt at a chunk that did not verify.
+    async fn fetch_again(&self) -> Outcome {
+        let blob = &self.source.blob;
+        let chunk = self.source.chunk(self.key.chunk);
+        tracing::debug!(blob = %blob.digest(), chunk = self.key.chunk, "a chunk did not verify; it is fetched again");
+        let stored = blob.read_range(chunk.stored_range()).await?;
+        self.source.fetcher.counters.add_retried(stored.len() as u64);
+        if stored.len() as u64 != u64::from(chunk.stored_len) {
+            let message = format!(
+                "blob {} gave {} bytes of a chunk of {}",
+                blob.digest(),
+                stored.len(),
+                chunk.stored_len
+            );
+            return Err(Error::new(ErrorKind::Corrupt, message));
+        }
+        self.try_decode(stored).await?.map_err(|error| {
+            let message = format!(
+                "chunk {} of layer {} is corrupt in blob {}, twice in a row",
+                self.key.chunk,
+                self.source.index.diff_id,
+                blob.digest()
+            );
+            Error::new(ErrorKind::Corrupt, message).with_source(error)
+        })
+    }
+
+    fn land(&self, outcome: Outcome) -> Option<Lane> {
+        self.upstream.land(self.key, &self.course, outcome)
+    }
+}
+
+impl Drop for Landing {
+    fn drop(&mut self) {
+        // Does nothing when it has landed.
+        let message = "a chunk was dropped between its arrival and its landing";
+        let error = Error::new(ErrorKind::Unavailable, message);
+        self.upstream.land(self.key, &self.course, Err(error));
+    }
+}

@@ -1,0 +1,194 @@
+//! One upstream: its board, how much of it may be under way, and how quick it is.
+//!
+//! [`Upstream::request`] puts wishes on the board and starts transfers for them; a transfer that ends starts the next. So there is no task that
+//! schedules: whoever changes something also sees to it that the best work is under way. Several layers, images and readers share one
+//! upstream, and its lock is held for map operations only.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+
+use super::board::{Board, Course, Key, Outcome, Ticket, Wish};
+use super::latency::Latency;
+use super::pace::Pace;
+use super::transfer::Transfer;
+use super::{Lane, Source};
+use crate::sync::lock;
+use crate::{Error, ErrorKind};
+
+/// What a reader gets for a chunk.
+#[derive(Debug)]
+pub(crate) enum Claim {
+    /// Somebody fetches it.
+    Fetched(Ticket),
+    /// It has arrived since the reader looked.
+    Kept,
+}
+
+/// Everything that is asked of one host.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    name: Arc<str>,
+    /// The moment that times of [`Pace`] count from.
+    epoch: Instant,
+    /// Wishes may come from threads outside the runtime.
+    runtime: Handle,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    board: Board,
+    under_way: usize,
+    pace: Pace,
+    latency: Latency,
+}
+
+impl State {
+    fn claim(&mut self, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
+        let claim = |chunk: &usize| {
+            // The cache has a chunk before its flight ends, so looking under the lock misses nothing.
+            if !self.board.has(source.layer, *chunk) && source.keeps(*chunk) {
+                return Claim::Kept;
+            }
+            match self.board.want(source, *chunk, lane) {
+                Wish::New(ticket) => Claim::Fetched(ticket),
+                Wish::Joined(ticket) => {
+                    source.fetcher.counters.add_joined();
+                    Claim::Fetched(ticket)
+                }
+            }
+        };
+        chunks.iter().map(claim).collect()
+    }
+
+    fn want(&mut self, source: &Arc<Source>, chunks: &[(usize, Lane)]) {
+        for (chunk, lane) in chunks {
+            if self.board.has(source.layer, *chunk) || !source.may_keep(*chunk) {
+                self.board.want(source, *chunk, *lane);
+            }
+        }
+    }
+}
+
+impl Upstream {
+    pub(super) fn new(name: Arc<str>, runtime: Handle) -> Self {
+        Self {
+            name,
+            runtime,
+            epoch: Instant::now(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// The host.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Claims the chunks that a reader waits for, in the same order, and has `ahead` fetched in its lanes where nobody has it yet: together, so
+    /// that they can travel together.
+    pub(crate) fn demand(
+        self: &Arc<Self>,
+        source: &Arc<Source>,
+        chunks: &[usize],
+        ahead: &[(usize, Lane)],
+    ) -> Vec<Claim> {
+        let mut state = lock(&self.state);
+        let claims = state.claim(source, chunks, Lane::Demand);
+        state.want(source, ahead);
+        self.start_transfers(&mut state);
+        claims
+    }
+
+    /// Claims chunks in a lane, in the same order.
+    pub(crate) fn claim(self: &Arc<Self>, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
+        let mut state = lock(&self.state);
+        let claims = state.claim(source, chunks, lane);
+        self.start_transfers(&mut state);
+        claims
+    }
+
+    /// Has chunks fetched where nobody has them yet.
+    pub(crate) fn want(self: &Arc<Self>, source: &Arc<Source>, chunks: &[(usize, Lane)]) {
+        let mut state = lock(&self.state);
+        state.want(source, chunks);
+        self.start_transfers(&mut state);
+    }
+
+    /// Queues a chunk where nobody has it yet, without starting anything: more may follow that travels with it.
+    pub(crate) fn queue(&self, source: &Arc<Source>, chunk: usize, lane: Lane) {
+        lock(&self.state).want(source, &[(chunk, lane)]);
+    }
+
+    /// Starts what is queued.
+    pub(crate) fn start(self: &Arc<Self>) {
+        self.start_transfers(&mut lock(&self.state));
+    }
+
+    /// Forgets what waits for a layer in the lanes from `first` on.
+    pub(crate) fn forget(&self, layer: u64, first: Lane) {
+        lock(&self.state).board.forget(layer, first);
+    }
+
+    /// Flights that wait in a lane.
+    pub(crate) fn waiting(&self, lane: Lane) -> usize {
+        lock(&self.state).board.waiting(lane)
+    }
+
+    fn start_transfers(self: &Arc<Self>, state: &mut State) {
+        loop {
+            let last = if state.pace.admits(state.under_way, false) {
+                Lane::Fill
+            } else if state.pace.admits(state.under_way, true) {
+                Lane::Demand
+            } else {
+                return;
+            };
+            let Some((batch, course)) = state.board.take(last) else {
+                return;
+            };
+            state.under_way += 1;
+            let fetcher = &batch.source.fetcher;
+            fetcher.counters.add_request(course.lane);
+            let transfer = Transfer::new(self.clone(), batch, course, state.latency.late_after());
+            self.runtime.spawn(transfer.run());
+        }
+    }
+
+    /// Notes how long a first byte took.
+    pub(super) fn answered(&self, first_byte: Duration) {
+        lock(&self.state).latency.note(first_byte);
+    }
+
+    /// Takes the right to a second request for a late range.
+    pub(super) fn take_hedge(&self) -> bool {
+        lock(&self.state).latency.take_hedge()
+    }
+
+    /// Ends a transfer that brought `bytes`, and starts what waits.
+    pub(super) fn ended(self: &Arc<Self>, bytes: u64, error: Option<&Error>) {
+        let mut state = lock(&self.state);
+        state.under_way -= 1;
+        match error {
+            Some(error) if error.kind() == ErrorKind::Unavailable => state.pace.refused(),
+            _ => {
+                let busy = Lane::ALL.iter().any(|lane| state.board.waiting(*lane) > 0);
+                state.pace.ended(self.epoch.elapsed(), bytes, busy);
+            }
+        }
+        self.start_transfers(&mut state);
+    }
+
+    /// Whether somebody wants the chunk.
+    pub(super) fn is_awaited(&self, key: Key) -> bool {
+        lock(&self.state).board.has(key.layer, key.chunk)
+    }
+
+    /// Ends the flight of a chunk; see [`Board::land`].
+    pub(super) fn land(&self, key: Key, course: &Course, outcome: Outcome) -> Option<Lane> {
+        lock(&self.state).board.land(key, course, outcome)
+    }
+}
