@@ -9,6 +9,8 @@ mod ls;
 mod mount;
 mod pack;
 mod profile;
+mod pull;
+mod snapshotter;
 mod umount;
 
 use std::process::ExitCode;
@@ -32,6 +34,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Umount(args) => umount::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Cache(args) => cache::run(&args),
+        Command::Snapshotter(args) => snapshotter::run(&args),
+        Command::Pull(args) => pull::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {
