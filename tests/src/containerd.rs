@@ -216,6 +216,12 @@ fn configuration(scratch: &Path, release: Release, proxies: &[Proxy<'_>]) -> Str
             "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = {:?}\n",
             socket.display().to_string()
         );
+        if release == Release::Two {
+            // Its transfer service tells a snapshotter what is pulled only if asked to.
+            text += &format!(
+                "[proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n"
+            );
+        }
     }
     if release == Release::Two {
         // Its transfer service unpacks for the snapshotters listed here and for no other.
