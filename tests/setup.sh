@@ -28,10 +28,13 @@ for module in fuse overlay erofs; do
 	grep -qw "$module" /proc/filesystems || modprobe "$module" 2>/dev/null || echo "the kernel has no $module" >&2
 done
 
-# erofs-utils of Debian unstable with every library it needs, unpacked beside the build, installed nowhere.
+# Packages of Debian unstable with every library they need, unpacked beside the build, installed nowhere.
 top=$(cd "$(dirname "$0")/.." && pwd)
-erofs=${SLUICE_EROFS_UTILS:-${CARGO_TARGET_DIR:-$top/target}/erofs-utils}
-if [[ ! -x $erofs/usr/bin/fsck.erofs ]]; then
+target=${CARGO_TARGET_DIR:-$top/target}
+
+# unpack_unstable PACKAGE DIRECTORY: the package with its dependencies in a directory of their own.
+unpack_unstable() {
+	local package=$1 directory=$2 mirror work archive
 	mirror=$(apt-get indextargets --format '$(REPO_URI)' | sed 's|/*$||' | grep -m 1 '/debian$' || true)
 	[[ -n $mirror ]] || { echo "apt has no Debian mirror configured" >&2; exit 1; }
 	work=$(mktemp -d)
@@ -40,13 +43,21 @@ if [[ ! -x $erofs/usr/bin/fsck.erofs ]]; then
 	echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >"$work/etc/sources.list"
 	: >"$work/status"
 	# A mirror may be frozen at some day: its signature counts, not its age.
-	apt=(apt-get -qq -o Acquire::Check-Valid-Until=false -o Dir::Etc::sourcelist="$work/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=/dev/null
+	local apt=(apt-get -qq -o Acquire::Check-Valid-Until=false -o Dir::Etc::sourcelist="$work/etc/sources.list" -o Dir::Etc::sourceparts=- -o Dir::Etc::preferencesparts=/dev/null
 		-o Dir::State="$work/state" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache"
 		-o APT::Sandbox::User=root -o APT::Install-Recommends=false)
 	"${apt[@]}" update
-	"${apt[@]}" -y --download-only install erofs-utils >/dev/null
+	"${apt[@]}" -y --download-only install "$package" >/dev/null
 	for archive in "$work"/cache/archives/*.deb; do dpkg-deb -x "$archive" "$work/root"; done
-	rm -rf "$erofs"
-	mkdir -p "$(dirname "$erofs")"
-	mv "$work/root" "$erofs"
-fi
+	rm -rf "$directory"
+	mkdir -p "$(dirname "$directory")"
+	mv "$work/root" "$directory"
+}
+
+erofs=${SLUICE_EROFS_UTILS:-$target/erofs-utils}
+[[ -x $erofs/usr/bin/fsck.erofs ]] || unpack_unstable erofs-utils "$erofs"
+# Of this one, only containerd, its client and its shim are run, with the libraries of the system, for which its runc is too
+# new.
+containerd=${SLUICE_CONTAINERD_2:-$target/containerd-2}
+[[ -x $containerd/usr/bin/containerd ]] || unpack_unstable containerd "$containerd"
+rm -f "$containerd"/usr/{bin,sbin}/runc

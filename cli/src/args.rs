@@ -1,6 +1,7 @@
 //! Command-line arguments.
 
 mod cache;
+mod containerd;
 pub(crate) mod profile;
 pub(crate) mod supervise;
 
@@ -14,6 +15,7 @@ use sluice_storage::OnFailure;
 use sluice_storage::transport::ImageName;
 
 pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
+pub(crate) use self::containerd::{PullArgs, SnapshotterArgs};
 
 /// Starts gigabyte-sized container images in seconds: convert an image once, then mount it and fetch only what is read.
 #[derive(Debug, Parser)]
@@ -24,6 +26,14 @@ pub(crate) struct Args {
     pub(crate) verbose: u8,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+impl Args {
+    /// How much is said on standard error. A service says when it starts something, also unasked.
+    pub(crate) fn verbosity(&self) -> u8 {
+        let unasked = u8::from(matches!(self.command, Command::Snapshotter(_)));
+        self.verbose.saturating_add(unasked)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -54,6 +64,10 @@ pub(crate) enum Command {
     /// Become the command of `sluice supervise`.
     #[command(hide = true)]
     Supervised(supervise::SupervisedArgs),
+    /// Serve snapshots to containerd until interrupted: layers of converted images are mounted instead of unpacked.
+    Snapshotter(SnapshotterArgs),
+    /// Pull an image into containerd so that a snapshotter can serve its layers.
+    Pull(PullArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,

@@ -2,7 +2,8 @@
 
 mod args;
 mod commands;
-
+mod containerd;
+mod engine;
 mod open_image;
 mod output;
 mod progress;
@@ -15,7 +16,7 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
-    output::start_logging(args.verbose);
+    output::start_logging(args.verbosity());
     match commands::run(args) {
         Ok(code) => code,
         Err(error) => {

@@ -21,6 +21,9 @@ use crate::{Error, readahead};
 /// File system type.
 pub const FS_TYPE: &str = "erofs";
 
+/// Where the kernel lists EROFS file systems.
+const SYSFS: &str = "/sys/fs/erofs";
+
 /// Longest option value that fsconfig(2) takes, in bytes.
 const OPTION_MAX: usize = 255;
 
@@ -58,6 +61,13 @@ impl ErofsMount {
     /// Its line in the mount table; `None` after unmounting.
     pub fn entry(&self) -> Option<&MountEntry> {
         self.mount.entry()
+    }
+
+    /// A directory that exists as long as the file system does, which is as long as anybody uses it: a lazily unmounted one,
+    /// or one that an overlay lies on, outlives its place in the directory tree. `None` before Linux 6.9.
+    pub fn sysfs_directory(&self) -> Option<PathBuf> {
+        let name = self.backing_device.as_deref()?;
+        Some(Path::new(SYSFS).join(name))
     }
 
     /// Sets the readahead window in KiB, for instance when all layers are complete.

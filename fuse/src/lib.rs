@@ -36,7 +36,7 @@ pub use descriptor_store::DescriptorStore;
 pub use error::Error;
 pub use guard::{Guard, run_guard};
 pub use mount_record::{MountRecord, find_mount, request_unmount};
-pub use mounted_image::{Front, MountRequest, MountedImage};
+pub use mounted_image::{Front, MountRequest, MountedImage, complete_device};
 pub use probe::{Support, probe};
 pub use session::{Session, SessionOptions};
 pub use source::{Layer, PlainSource};

@@ -214,7 +214,9 @@ fn mount_fuse(
 }
 
 /// The local file of a layer, when EROFS can read it as a device: it must end with a whole block.
-fn complete_device(layer: &Layer) -> Option<PathBuf> {
+///
+/// May block on the disk. The source keeps the file as long as it lives.
+pub fn complete_device(layer: &Layer) -> Option<PathBuf> {
     let plain_len = layer.source.plain_len();
     let whole = plain_len == device_len(plain_len);
     whole.then(|| layer.source.complete_file()).flatten()

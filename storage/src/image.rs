@@ -15,7 +15,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use sluice_format::artifact::{self, INDEX_ANNOTATION};
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
 use sluice_format::merge::merge;
@@ -264,10 +265,12 @@ async fn load_indexes(
     limits: &Limits,
     cache: Option<&Arc<Cache>>,
 ) -> Result<Vec<(LazyLayer, u64)>, Error> {
-    let loads = layers.iter().enumerate().map(|(at, descriptor)| {
+    // Boxed here and now: a stream over the closure is not `Send` for every lifetime, as a task of its own needs it.
+    let mut loads: Vec<BoxFuture<'_, Result<(LazyLayer, u64), Error>>> = Vec::with_capacity(layers.len());
+    for (at, descriptor) in layers.iter().enumerate() {
         let blob = repository.open_blob(descriptor);
-        load_layer(blob, descriptor, at + 1, image, limits, cache)
-    });
+        loads.push(load_layer(blob, descriptor, at + 1, image, limits, cache).boxed());
+    }
     stream::iter(loads).buffered(INDEXES_AT_ONCE).try_collect().await
 }
 

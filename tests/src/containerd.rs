@@ -1,20 +1,68 @@
 //! A private containerd to compare with: own root, state and socket, the overlayfs snapshotter and runc.
 //!
 //! Images come in by pulling from a registry of the tests over plain HTTP. containerd 1.6 of Debian 12 is the reference
-//! for what unpacking a layer means.
+//! for what unpacking a layer means. containerd 2 of Debian unstable, which `tests/setup.sh` unpacks beside the build, is
+//! the other end of the versions that Sluice supports.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::scratch::Disk;
-use crate::{mountinfo, prerequisites, process};
+use crate::{mountinfo, prerequisites, process, scratch};
 
 /// How long the daemon may take to answer.
 const START: Duration = Duration::from_secs(30);
+
+/// Which containerd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Release {
+    /// 1.6, installed.
+    One,
+    /// 2.x, unpacked beside the build.
+    Two,
+}
+
+impl Release {
+    /// The directory with its programs.
+    fn programs(self) -> Result<PathBuf> {
+        match self {
+            Self::One => {
+                let program = prerequisites::command("containerd", "containerd")?;
+                Ok(program
+                    .parent()
+                    .context("containerd has no directory")?
+                    .to_path_buf())
+            }
+            Self::Two => {
+                let root = match env::var_os("SLUICE_CONTAINERD_2") {
+                    Some(directory) => PathBuf::from(directory),
+                    None => scratch::target_directory()?.join("containerd-2"),
+                };
+                let programs = root.join("usr/bin");
+                ensure!(
+                    programs.join("containerd").is_file(),
+                    "{} has no containerd: run tests/setup.sh",
+                    programs.display()
+                );
+                Ok(programs)
+            }
+        }
+    }
+}
+
+/// A snapshotter that is a process of its own.
+#[derive(Clone, Copy, Debug)]
+pub struct Proxy<'a> {
+    /// Its name in containerd.
+    pub name: &'a str,
+    /// Where it listens.
+    pub socket: &'a Path,
+}
 
 /// A running containerd; ends and unmounts everything when dropped.
 #[derive(Debug)]
@@ -25,26 +73,52 @@ pub struct Containerd {
 }
 
 impl Containerd {
-    /// Starts one with empty state.
+    /// Starts the installed one with empty state.
     ///
     /// # Errors
     /// When it is not installed, not allowed, or does not come up.
     pub fn start() -> Result<Self> {
+        Self::start_with(Release::One, &[])
+    }
+
+    /// Starts one with empty state and these snapshotters beside its own.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`].
+    pub fn start_with(release: Release, proxies: &[Proxy<'_>]) -> Result<Self> {
         prerequisites::root()?;
-        let program = prerequisites::command("containerd", "containerd")?;
-        let ctr = prerequisites::command("ctr", "containerd")?;
         prerequisites::command("runc", "runc")?;
+        let programs = release.programs()?;
         let disk = Disk::new("containerd")?;
         let scratch = disk.directory.as_path();
         let config = scratch.join("config.toml");
-        fs::write(&config, configuration(scratch))?;
+        fs::write(&config, configuration(scratch, release, proxies))?;
         let log = scratch.join("log");
-        let child = process::spawn_logged(Command::new(program).arg("--config").arg(config), &log)?;
+        let mut command = Command::new(programs.join("containerd"));
+        // It looks for its shim there.
+        let path = env::var_os("PATH").unwrap_or_default();
+        let path = [programs.clone()].into_iter().chain(env::split_paths(&path));
+        command
+            .arg("--config")
+            .arg(config)
+            .env("PATH", env::join_paths(path)?);
+        let child = process::spawn_logged(&mut command, &log)?;
+        let ctr = programs.join("ctr");
         let containerd = Self { child, ctr, disk };
         let answers = || process::run(&mut containerd.ctr(["version"])).is_ok();
         process::wait_until("containerd to answer", START, answers)
             .with_context(|| fs::read_to_string(log).unwrap_or_default())?;
         Ok(containerd)
+    }
+
+    /// The socket it listens on.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.disk.directory)
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.disk.directory.join("log")).unwrap_or_default()
     }
 
     /// `ctr` with these arguments.
@@ -62,12 +136,20 @@ impl Containerd {
     /// # Errors
     /// When containerd refuses the image; the message holds what `ctr` printed.
     pub fn pull(&self, reference: &str) -> Result<()> {
+        self.pull_into("overlayfs", reference)
+    }
+
+    /// As [`Containerd::pull`], with another snapshotter.
+    ///
+    /// # Errors
+    /// As [`Containerd::pull`].
+    pub fn pull_into(&self, snapshotter: &str, reference: &str) -> Result<()> {
         let arguments = [
             "images",
             "pull",
             "--plain-http",
             "--snapshotter",
-            "overlayfs",
+            snapshotter,
             reference,
         ];
         process::run(&mut self.ctr(arguments)).map(|_| ())
@@ -93,7 +175,15 @@ impl Containerd {
     /// # Errors
     /// When the container cannot be made or its process ends with an error.
     pub fn run(&self, reference: &str, id: &str, command: &[&str]) -> Result<String> {
-        let mut ctr = self.ctr(["run", "--rm", "--snapshotter", "overlayfs", reference, id]);
+        self.run_on("overlayfs", reference, id, command)
+    }
+
+    /// As [`Containerd::run`], with another snapshotter.
+    ///
+    /// # Errors
+    /// As [`Containerd::run`].
+    pub fn run_on(&self, snapshotter: &str, reference: &str, id: &str, command: &[&str]) -> Result<String> {
+        let mut ctr = self.ctr(["run", "--rm", "--snapshotter", snapshotter, reference, id]);
         process::run(ctr.args(command))
     }
 }
@@ -102,17 +192,46 @@ fn socket(scratch: &Path) -> PathBuf {
     scratch.join("c.sock")
 }
 
+/// Plugins that write outside of the scratch directory, or need a network. Names that a release does not know do nothing.
+const DISABLED: [&str; 6] = [
+    "io.containerd.grpc.v1.cri",
+    "io.containerd.cri.v1.images",
+    "io.containerd.cri.v1.runtime",
+    "io.containerd.internal.v1.opt",
+    "io.containerd.nri.v1.nri",
+    "io.containerd.podsandbox.controller.v1.podsandbox",
+];
+
 /// containerd's configuration: everything private, and no plugin that writes elsewhere.
-fn configuration(scratch: &Path) -> String {
+fn configuration(scratch: &Path, release: Release, proxies: &[Proxy<'_>]) -> String {
     let path = |name: &str| scratch.join(name).display().to_string();
-    format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\n\
-         disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n\
-         [grpc]\naddress = {:?}\n",
+    let mut text = format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = {DISABLED:?}\n[grpc]\naddress = {:?}\n",
         path("root"),
         path("state"),
         socket(scratch).display().to_string()
-    )
+    );
+    for Proxy { name, socket } in proxies {
+        text += &format!(
+            "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = {:?}\n",
+            socket.display().to_string()
+        );
+        if release == Release::Two {
+            // Its transfer service tells a snapshotter what is pulled only if asked to.
+            text +=
+                &format!("[proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n");
+        }
+    }
+    if release == Release::Two {
+        // Its transfer service unpacks for the snapshotters listed here and for no other.
+        for name in proxies.iter().map(|proxy| proxy.name).chain(["overlayfs"]) {
+            text += &format!(
+                "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+                 platform = \"linux/amd64\"\nsnapshotter = {name:?}\n"
+            );
+        }
+    }
+    text
 }
 
 impl Drop for Containerd {

@@ -2,7 +2,8 @@
 //!
 //! [`images`] writes OCI layouts with full control over every tar header; [`debian`] has real images made from Debian
 //! packages; [`registry`] serves them, counts what is asked for and injects faults; [`containerd`] is a private
-//! containerd to compare with; [`mounted`] runs `sluice mount`; [`tree_compare`] says how two mounted trees differ.
+//! containerd to compare with; [`mounted`] runs `sluice mount`; [`snapshots`] runs the snapshots service and
+//! speaks to it as containerd does; [`tree_compare`] says how two mounted trees differ.
 //! What a test needs from the machine is asked for through [`prerequisites`], which fails loudly and names the package.
 
 pub mod containerd;
@@ -17,5 +18,6 @@ pub mod process;
 pub mod registry;
 pub mod scratch;
 pub mod sluice;
+pub mod snapshots;
 pub mod takeover;
 pub mod tree_compare;

@@ -9,6 +9,8 @@ mod ls;
 mod mount;
 mod pack;
 mod profile;
+mod pull;
+mod snapshotter;
 mod supervise;
 mod umount;
 
@@ -35,6 +37,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Cache(args) => cache::run(&args),
         Command::Supervise(args) => return supervise::run(args),
         Command::Supervised(args) => return supervise::become_command(&args),
+        Command::Snapshotter(args) => snapshotter::run(&args),
+        Command::Pull(args) => pull::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {

@@ -13,23 +13,12 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::args::{FrontArg, MountArgs};
-use crate::open_image::{OpenImage, Opener};
+use crate::open_image::{OpenImage, Opener, read_ahead_kib};
 use crate::wiring::{EndSignals, Interrupted};
 use crate::{output, wiring};
 
 /// Hidden command of the process that watches over the mounts of this one.
 const GUARD_COMMAND: &str = "mount-guard";
-
-/// Readahead window of a mount that is not complete: a wider one fetches chunks that nobody reads, because the window of
-/// a page fault is centred on the fault.
-const READ_AHEAD_KIB: u32 = 64;
-
-/// Readahead window when nearly every chunk is on this host: little is fetched in vain, wide requests cost least, and the
-/// page cache gets large folios (random 4 KiB reads then run at the speed of ext4, at 0.95 of it with the small window).
-const READ_AHEAD_COMPLETE_KIB: u32 = 1024;
-
-/// One missing chunk in this many counts as complete: chunks of tar headers and padding only are never read.
-const COMPLETE_SHARE: usize = 50;
 
 impl From<FrontArg> for Front {
     fn from(front: FrontArg) -> Self {
@@ -123,7 +112,6 @@ async fn open(
 
 fn request(args: &MountArgs, open: &OpenImage) -> MountRequest {
     let (missing, chunks) = open.missing_chunks();
-    let complete = missing * COMPLETE_SHARE <= chunks;
     MountRequest {
         front: args.front.into(),
         tree_file: open.tree_file.clone(),
@@ -131,11 +119,7 @@ fn request(args: &MountArgs, open: &OpenImage) -> MountRequest {
         target: args.dir.clone(),
         run_dir: args.run_dir.clone().unwrap_or_else(wiring::default_run_dir),
         image: args.source.to_string(),
-        read_ahead_kib: Some(if complete {
-            READ_AHEAD_COMPLETE_KIB
-        } else {
-            READ_AHEAD_KIB
-        }),
+        read_ahead_kib: Some(read_ahead_kib(missing, chunks)),
         session: SessionOptions::default(),
     }
 }

@@ -239,6 +239,15 @@ impl Cache {
         files
     }
 
+    /// Bytes on the disk and number of files of a layer, whoever stored it. Blocks on the disk for a moment.
+    pub fn layer_usage(&self, diff_id: &DiffId) -> (u64, u64) {
+        let files = std::fs::read_dir(self.layer_dir(diff_id)).into_iter().flatten();
+        let sizes = files
+            .flatten()
+            .filter_map(|file| Some(disk::allocated(&file.metadata().ok()?)));
+        sizes.fold((0, 0), |(bytes, count), size| (bytes + size, count + 1))
+    }
+
     fn layer_dir(&self, diff_id: &DiffId) -> PathBuf {
         self.dir.join(LAYERS).join(diff_id.0.to_hex())
     }

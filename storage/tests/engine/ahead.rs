@@ -93,7 +93,7 @@ fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
     let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize;
     let short = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
     let (headers, header_len, count) = (word(0x28), short(0x3a), short(0x3c));
-    let mut tables = vec![headers..headers + header_len * count];
+    let mut tables = std::iter::once(headers..headers + header_len * count).collect::<Vec<_>>();
     for header in (0..count).map(|at| headers + at * header_len) {
         let kind = u32::from_le_bytes(elf[header + 4..header + 8].try_into().expect("four bytes"));
         let is_loaded = word(header + 8) & 2 != 0;

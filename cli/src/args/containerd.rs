@@ -1,0 +1,76 @@
+//! Arguments of the commands that work with containerd.
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::Args;
+use sluice_storage::{OnFailure, Reference};
+
+use super::{CommonArgs, FrontArg};
+
+#[derive(Debug, Args)]
+pub(crate) struct SnapshotterArgs {
+    /// Directory of snapshots and their records, on a file system that overlayfs can write to.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/sluice")]
+    pub(crate) root: PathBuf,
+    /// Socket that containerd connects to.
+    #[arg(long, value_name = "FILE", default_value = "/run/sluice/snapshotter.sock")]
+    pub(crate) socket: PathBuf,
+    /// Directory of fetched bytes. Default: /var/cache/sluice.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// Bytes that the cache may take on the disk, such as 20GB. Default: four fifths of what is free plus what it has.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache_quota: Option<ByteSize>,
+    /// How the kernel sees image trees.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) front: FrontArg,
+    /// What a reader gets when its bytes cannot be fetched: "error" after the deadline, or "stall" until they can be.
+    #[arg(long, value_name = "error|stall", default_value_t)]
+    pub(crate) on_failure: OnFailure,
+    /// Seconds that a read tries before it fails.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) read_deadline: u64,
+    /// Neither fetch what earlier starts of an image demanded nor record starts.
+    #[arg(long)]
+    pub(crate) no_profile: bool,
+    /// Where /metrics and /healthz are served over HTTP: HOST:PORT, or the path of a socket.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<String>,
+    /// Option of every overlay mount, as in the configuration of containerd's overlayfs snapshotter; may be repeated.
+    #[arg(long, value_name = "OPTION")]
+    pub(crate) mount_option: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Image as containerd names it: HOST/NAME:TAG.
+    pub(crate) image: Reference,
+    /// containerd's socket.
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "CONTAINERD_ADDRESS",
+        default_value = "/run/containerd/containerd.sock"
+    )]
+    pub(crate) containerd_address: PathBuf,
+    /// containerd's namespace.
+    #[arg(
+        short,
+        long,
+        value_name = "NAME",
+        env = "CONTAINERD_NAMESPACE",
+        default_value = "default"
+    )]
+    pub(crate) namespace: String,
+    /// Name of the snapshotter in containerd's configuration.
+    #[arg(long, value_name = "NAME", default_value = "sluice")]
+    pub(crate) snapshotter: String,
+    /// Platform of a multi-platform image. Default: this machine's.
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}

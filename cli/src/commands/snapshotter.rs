@@ -1,0 +1,123 @@
+//! `sluice snapshotter`: the service that containerd asks for snapshots.
+//!
+//! Order at the start: cache, engine, records (trees of containers are mounted again), metrics, socket, and only then
+//! "ready" to the service manager, so whoever is started after this service finds everything mounted. At the end: no new
+//! requests, then every tree is unmounted. Containers that run keep the file systems that they hold, but bytes that are not
+//! on this host are fetched by this process: until it runs again and the container is started anew, reading them fails.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::http::header::CONTENT_TYPE;
+use axum::routing::get;
+use nix::unistd::geteuid;
+use sd_notify::NotifyState;
+use sluice_snapshotter::{Options, Snapshotter, serve, socket};
+use sluice_storage::{Cache, CacheOptions, Counters, Fetcher, ReadPolicy};
+use tokio::net::TcpListener;
+
+use crate::args::SnapshotterArgs;
+use crate::engine::{Engine, EngineOptions};
+use crate::wiring::{self, EndSignals};
+
+/// Media type of the metrics.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long blocking work may hold up the end of the process.
+const SHUTDOWN_WAIT: Duration = Duration::from_secs(5);
+
+pub(super) fn run(args: &SnapshotterArgs) -> anyhow::Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "the snapshotter mounts images, which needs root"
+    );
+    let runtime = wiring::runtime()?;
+    let result = runtime.block_on(serve_until_ended(args));
+    runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    result
+}
+
+async fn serve_until_ended(args: &SnapshotterArgs) -> anyhow::Result<()> {
+    let mut signals = EndSignals::new()?;
+    let counters = Arc::new(Counters::default());
+    let engine = engine(args, &counters)?;
+    let options = Options {
+        mount_options: args.mount_option.clone(),
+        ..Options::default()
+    };
+    let snapshotter = Snapshotter::open(&args.root, engine, options).await?;
+    if let Some(address) = &args.metrics {
+        serve_metrics(address, counters).await?;
+    }
+    let listener = socket::bind(&args.socket).await?;
+    tracing::info!(socket = %args.socket.display(), root = %args.root.display(), "serving snapshots");
+    tell(&[NotifyState::Ready]);
+    let watchdog = tokio::spawn(feed_watchdog());
+    let shutdown = async move {
+        signals.recv().await;
+        tell(&[NotifyState::Stopping]);
+    };
+    let served = serve(listener, snapshotter, shutdown).await;
+    watchdog.abort();
+    served.context("serving snapshots")
+}
+
+fn engine(args: &SnapshotterArgs, counters: &Arc<Counters>) -> anyhow::Result<Arc<Engine>> {
+    let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
+    let cache_options = CacheOptions {
+        quota: args.cache_quota.map(|quota| quota.as_u64()),
+        ..CacheOptions::default()
+    };
+    Engine::open(EngineOptions {
+        cache: Cache::open_with(cache_dir, cache_options)?,
+        fetcher: Fetcher::new(counters.clone()),
+        registries: wiring::registries(&args.common)?,
+        policy: ReadPolicy {
+            on_failure: args.on_failure,
+            deadline: Some(Duration::from_secs(args.read_deadline)),
+        },
+        front: args.front.into(),
+        uses_profiles: !args.no_profile,
+    })
+}
+
+/// Tells the service manager, if there is one. That it cannot be told hinders nothing.
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told");
+    }
+}
+
+/// Shows the service manager, if it wants to see it, that the runtime still turns.
+async fn feed_watchdog() {
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut beat = tokio::time::interval(limit / 2);
+    loop {
+        beat.tick().await;
+        tell(&[NotifyState::Watchdog]);
+    }
+}
+
+async fn serve_metrics(address: &str, counters: Arc<Counters>) -> anyhow::Result<()> {
+    let metrics = move || {
+        let text = counters.openmetrics();
+        async move { ([(CONTENT_TYPE, OPENMETRICS)], text) }
+    };
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"));
+    if address.starts_with('/') {
+        let listener = socket::bind(Path::new(address)).await?;
+        tokio::spawn(async move { axum::serve(listener, router).await });
+    } else {
+        let listener = TcpListener::bind(address).await;
+        let listener = listener.with_context(|| format!("listening on {address} for metrics"))?;
+        tokio::spawn(async move { axum::serve(listener, router).await });
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! The images used last, with the indexes of their layers.
+//!
+//! A pull asks for every layer of an image within moments, and its container is mounted right after. So an image is loaded
+//! once, however many ask at the same time, and kept until enough others were used. Loading takes documents from the cache
+//! where it has them: after a restart, or without the registry, an image is loaded from the disk.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use lru::LruCache;
+use sluice_format::{ChainId, Digest, Limits, Profile};
+use sluice_snapshotter::images::RemoteLayer;
+use sluice_storage::registry::RegistryClient;
+use sluice_storage::{
+    Cache, ErrorKind, LazyImage, LazyLayer, ManifestName, Platform, ProfileStore, Reference, Repository,
+    load_resolved_image_cached, profile, resolve_image_cached,
+};
+use tokio::sync::OnceCell;
+use tokio::task::spawn_blocking;
+
+use super::{EngineOptions, chain_ids};
+
+/// Images kept. An index has about a hundred bytes per file and per chunk, so a large image has some megabytes.
+const KEPT: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
+
+/// Which image.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct ImageKey {
+    pub(super) reference: String,
+    /// Its manifest; `None` for whatever the reference means.
+    pub(super) manifest: Option<Digest>,
+}
+
+impl ImageKey {
+    pub(super) fn new(reference: &str, manifest: Option<Digest>) -> Self {
+        Self {
+            reference: reference.to_owned(),
+            manifest,
+        }
+    }
+}
+
+/// An image in memory.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) image: LazyImage,
+    /// How long it took to find the manifest.
+    pub(super) resolve_time: Duration,
+    /// How long it took to load the indexes.
+    pub(super) index_time: Duration,
+    repository: Arc<dyn Repository>,
+    attached: OnceCell<Option<Profile>>,
+}
+
+impl Loaded {
+    /// Which layer has this ChainID.
+    pub(super) fn position_of(&self, target: &ChainId) -> Option<usize> {
+        chain_ids(&self.image.layers).position(|chain| chain == *target)
+    }
+
+    /// What a start will demand: as learnt on this host, else as told by a profile attached to the image.
+    pub(super) async fn profile(&self, store: ProfileStore) -> Option<Profile> {
+        let image_id = self.image.image_id;
+        let local = spawn_blocking(move || store.load(&image_id)).await.ok().flatten();
+        match local {
+            Some(profile) => Some(profile),
+            None => self.attached_profile().await,
+        }
+    }
+
+    async fn attached_profile(&self) -> Option<Profile> {
+        let (manifest, image_id, limits) =
+            (self.image.manifest_digest, self.image.image_id, Limits::default());
+        let find = || profile::find_profile(self.repository.as_ref(), &manifest, &image_id, &limits);
+        self.attached.get_or_init(find).await.clone()
+    }
+}
+
+/// What an image turned out to be.
+#[derive(Clone, Debug)]
+enum Found {
+    Lazy(Arc<Loaded>),
+    /// Some layer has no index.
+    Ordinary,
+}
+
+type Cell = Arc<OnceCell<Found>>;
+
+/// The images used last.
+#[derive(Debug)]
+pub(super) struct LoadedImages {
+    cache: Arc<Cache>,
+    registries: Arc<RegistryClient>,
+    uses_profiles: bool,
+    kept: Mutex<LruCache<ImageKey, Cell>>,
+}
+
+impl LoadedImages {
+    pub(super) fn new(options: &EngineOptions) -> Self {
+        Self {
+            cache: options.cache.clone(),
+            registries: options.registries.clone(),
+            uses_profiles: options.uses_profiles,
+            kept: Mutex::new(LruCache::new(KEPT)),
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, LruCache<ImageKey, Cell>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An image, loaded if need be; `None` when it cannot be served because a layer has no index.
+    ///
+    /// # Errors
+    /// What hinders loading it. Not remembered: the next call tries again.
+    pub(super) async fn get(&self, key: &ImageKey) -> anyhow::Result<Option<Arc<Loaded>>> {
+        let cell = self.kept().get_or_insert(key.clone(), Cell::default).clone();
+        match cell.get_or_try_init(|| self.load(key)).await? {
+            Found::Lazy(image) => Ok(Some(image.clone())),
+            Found::Ordinary => Ok(None),
+        }
+    }
+
+    /// The layer of a record.
+    ///
+    /// # Errors
+    /// As [`LoadedImages::get`]; or the image has no such layer.
+    pub(super) async fn layer(&self, layer: &RemoteLayer) -> anyhow::Result<LazyLayer> {
+        let key = ImageKey::new(&layer.reference, Some(layer.manifest_digest));
+        let image = self.get(&key).await?;
+        let is_it = |found: &&LazyLayer| {
+            found.diff_id == layer.plain_layer && found.descriptor.digest == layer.layer_digest
+        };
+        let found = image.and_then(|image| image.image.layers.iter().find(is_it).cloned());
+        found.with_context(|| {
+            format!(
+                "manifest {} of {} does not have layer {}",
+                layer.manifest_digest, layer.reference, layer.layer_digest
+            )
+        })
+    }
+
+    /// Drops an image from memory, unless somebody uses it.
+    pub(super) fn forget(&self, key: &ImageKey) {
+        self.kept().pop(key);
+    }
+
+    async fn load(&self, key: &ImageKey) -> anyhow::Result<Found> {
+        let reference: Reference = key.reference.parse()?;
+        let name = key
+            .manifest
+            .map_or_else(|| reference.manifest_name(), ManifestName::Digest);
+        let repository: Arc<dyn Repository> = self.registries.repository(&reference)?;
+        let (limits, platform) = (Limits::default(), Platform::host());
+        let began = Instant::now();
+        let resolved = resolve_image_cached(&repository, &name, &platform, &limits, &self.cache).await?;
+        let resolve_time = began.elapsed();
+        let loaded =
+            load_resolved_image_cached(&repository, &name, &platform, &resolved, &limits, &self.cache).await;
+        let image = match loaded {
+            Ok(image) => image,
+            Err(error) if error.kind() == ErrorKind::Unsupported => {
+                tracing::info!(image = key.reference, reason = %error, "the image is left to the client");
+                return Ok(Found::Ordinary);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let loaded = Arc::new(Loaded {
+            image,
+            resolve_time,
+            index_time: began.elapsed() - resolve_time,
+            repository,
+            attached: OnceCell::new(),
+        });
+        if self.uses_profiles {
+            // Asked while the image is pulled, so that no start waits for the answer.
+            let (image, store) = (loaded.clone(), ProfileStore::new(self.cache.path()));
+            tokio::spawn(async move { image.profile(store).await });
+        }
+        Ok(Found::Lazy(loaded))
+    }
+}

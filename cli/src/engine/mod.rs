@@ -1,0 +1,240 @@
+//! The engine behind the snapshotter: images from registries, shown as mounted trees.
+//!
+//! One process has one cache, one fetcher, one client for all registries and, where the kernel can mount image trees with
+//! EROFS, one FUSE session: it serves the flat files of all plain layers that are not complete, and every tree is an EROFS
+//! mount over them ([`layers`], [`trees`]). Elsewhere each tree has a FUSE session of its own. [`images`] keeps the indexes
+//! of the images used last; [`starts`] fetches ahead what earlier starts of a container's image demanded, and learns.
+//!
+//! A layer is served when the whole image has layer indexes and everything below it is served too; an image tree over
+//! unpacked layers would need whiteouts, which the trees here do not keep.
+//!
+//! What is mounted is never taken over from an earlier process: its tree is mounted anew on the same directory. Containers
+//! that hold the old mount go on with it, and can read what the kernel reads without a process: complete layers.
+
+mod images;
+mod layers;
+mod starts;
+mod trees;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anyhow::Context as _;
+use futures_util::future::BoxFuture;
+use sluice_format::ChainId;
+use sluice_fuse::{Front, probe};
+use sluice_snapshotter::images::{
+    ContainerStart, EngineError, LayerRequest, ParentLayer, RemoteLayer, TreeRequest,
+};
+use sluice_snapshotter::{Images, Usage};
+use sluice_storage::registry::RegistryClient;
+use sluice_storage::{Cache, Fetcher, LazyLayer, ReadPolicy};
+use tokio::runtime::Handle;
+use tokio::task::spawn_blocking;
+
+use self::images::{ImageKey, LoadedImages};
+use self::layers::ServedLayers;
+use self::starts::Starts;
+use self::trees::MountedTree;
+
+/// What the engine works with.
+#[derive(Clone, Debug)]
+pub(crate) struct EngineOptions {
+    pub(crate) cache: Arc<Cache>,
+    pub(crate) fetcher: Arc<Fetcher>,
+    pub(crate) registries: Arc<RegistryClient>,
+    pub(crate) policy: ReadPolicy,
+    /// How trees are shown.
+    pub(crate) front: Front,
+    /// Whether starts are recorded and replayed.
+    pub(crate) uses_profiles: bool,
+}
+
+/// Serves images of registries. Dropping it unmounts every tree; containers keep what they hold.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    cache: Arc<Cache>,
+    images: Arc<LoadedImages>,
+    // Dropped before the session of the layers.
+    trees: Arc<Mutex<HashMap<PathBuf, Arc<MountedTree>>>>,
+    starts: Option<Arc<Starts>>,
+    layers: Arc<ServedLayers>,
+    runtime: Handle,
+}
+
+impl Engine {
+    /// Finds out what the kernel can do and opens the session.
+    ///
+    /// # Errors
+    /// When the host cannot do what the front end needs.
+    pub(crate) fn open(options: EngineOptions) -> anyhow::Result<Arc<Self>> {
+        let front = choose(options.front, options.cache.path());
+        tracing::info!(?front, "image trees are shown");
+        let layers = ServedLayers::open(&options, front)?;
+        let images = Arc::new(LoadedImages::new(&options));
+        let starts = options
+            .uses_profiles
+            .then(|| Arc::new(Starts::new(&options, &images, &layers)));
+        Ok(Arc::new(Self {
+            cache: options.cache,
+            images,
+            trees: Arc::default(),
+            starts,
+            layers,
+            runtime: Handle::current(),
+        }))
+    }
+
+    fn trees(&self) -> MutexGuard<'_, HashMap<PathBuf, Arc<MountedTree>>> {
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn find_layer(&self, request: &LayerRequest) -> anyhow::Result<Option<RemoteLayer>> {
+        if request.parents.contains(&ParentLayer::Ordinary) {
+            return Ok(None);
+        }
+        let key = ImageKey::new(&request.reference, request.manifest_digest);
+        let mut found = self.images.get(&key).await?;
+        let position = |image: &images::Loaded| image.position_of(&request.target);
+        if key.manifest.is_none() && found.as_deref().and_then(position).is_none() {
+            // A tag may have moved since.
+            self.images.forget(&key);
+            found = self.images.get(&key).await?;
+        }
+        let Some(image) = found else { return Ok(None) };
+        let at = position(&image)
+            .with_context(|| format!("{} has no layer {}", request.reference, request.target))?;
+        let layer = &image.image.layers[at];
+        if request
+            .layer_digest
+            .is_some_and(|digest| digest != layer.descriptor.digest)
+        {
+            return Ok(None);
+        }
+        Ok(Some(RemoteLayer {
+            reference: request.reference.clone(),
+            manifest_digest: image.image.manifest_digest,
+            layer_digest: layer.descriptor.digest,
+            plain_layer: layer.diff_id,
+        }))
+    }
+
+    async fn show(&self, tree: &TreeRequest, target: &Path) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !tree.keeps_whiteouts,
+            "an image tree over unpacked layers cannot be shown"
+        );
+        let mut stack: Vec<LazyLayer> = Vec::with_capacity(tree.layers.len());
+        for layer in &tree.layers {
+            stack.push(self.images.layer(layer).await?);
+        }
+        let (cache, layers) = (self.cache.clone(), self.layers.clone());
+        let (runtime, place) = (self.runtime.clone(), target.to_owned());
+        let mounted = spawn_blocking(move || MountedTree::mount(&stack, &cache, &layers, &place, &runtime));
+        let mounted = mounted.await??;
+        tracing::info!(
+            tree = tree.name(),
+            layers = tree.layers.len(),
+            milliseconds = mounted.mount_time.as_millis(),
+            "mounted an image tree"
+        );
+        if let (Some(starts), Some(top)) = (&self.starts, tree.layers.last()) {
+            starts.mounted(top, mounted.mount_time);
+        }
+        let replaced = self.trees().insert(target.to_owned(), Arc::new(mounted));
+        drop(replaced);
+        Ok(())
+    }
+}
+
+/// The front end that this host can have.
+fn choose(front: Front, cache: &Path) -> Front {
+    if front != Front::Auto {
+        return front;
+    }
+    let support = probe(cache);
+    if support.file_backed {
+        return Front::Erofs;
+    }
+    tracing::warn!(
+        reason = support.reason,
+        "this host cannot mount image trees with EROFS; using FUSE"
+    );
+    Front::Fuse
+}
+
+impl Images for Engine {
+    fn resolve<'a>(
+        &'a self,
+        request: &'a LayerRequest,
+    ) -> BoxFuture<'a, Result<Option<RemoteLayer>, EngineError>> {
+        Box::pin(async move { self.find_layer(request).await.map_err(EngineError::from) })
+    }
+
+    fn mount_tree<'a>(
+        &'a self,
+        tree: &'a TreeRequest,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(async move { self.show(tree, target).await.map_err(EngineError::from) })
+    }
+
+    fn check_tree<'a>(
+        &'a self,
+        _: &'a TreeRequest,
+        target: &'a Path,
+    ) -> BoxFuture<'a, Result<(), EngineError>> {
+        let tree = self.trees().get(target).cloned();
+        Box::pin(async move {
+            let tree = tree.ok_or("it is not mounted by this process")?;
+            let target = target.to_owned();
+            Ok(spawn_blocking(move || tree.check(&target)).await??)
+        })
+    }
+
+    fn unmount_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), EngineError>> {
+        Box::pin(async move {
+            let tree = self.trees().remove(target);
+            let (target, runtime) = (target.to_owned(), self.runtime.clone());
+            let unmounted = spawn_blocking(move || {
+                if let Some(tree) = tree.and_then(Arc::into_inner) {
+                    tree.unmount(&runtime)?;
+                }
+                trees::clear(&target)
+            });
+            unmounted.await?.map_err(EngineError::from)
+        })
+    }
+
+    fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>> {
+        let (cache, diff_id) = (self.cache.clone(), layer.plain_layer);
+        Box::pin(async move {
+            let (bytes, inodes) = spawn_blocking(move || cache.layer_usage(&diff_id)).await?;
+            Ok(Usage { bytes, inodes })
+        })
+    }
+
+    fn container_prepared(&self, start: &ContainerStart) {
+        if let Some(starts) = &self.starts {
+            self.runtime.spawn(starts.clone().begin(start.layers.clone()));
+        }
+    }
+
+    fn forget(&self, layer: &RemoteLayer) {
+        self.images
+            .forget(&ImageKey::new(&layer.reference, Some(layer.manifest_digest)));
+    }
+
+    fn can_map_ids(&self) -> bool {
+        self.layers.front() == Front::Erofs
+    }
+}
+
+/// ChainIDs of a stack, from the lowest layer to all of them.
+fn chain_ids(layers: &[LazyLayer]) -> impl Iterator<Item = ChainId> {
+    layers.iter().scan(None, |chain, layer| {
+        *chain = Some(ChainId::extend(*chain, layer.diff_id));
+        *chain
+    })
+}

@@ -1,0 +1,185 @@
+//! One mounted image tree.
+//!
+//! A tree that is unmounted may be in use still: the overlay of a container that is just ending holds its file system, and its
+//! reads must be answered. The kernel lists an EROFS file system below `/sys/fs/erofs` until its last user is gone; only
+//! then the layers are given back.
+
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use sluice_format::Limits;
+use sluice_fuse::erofs_mount::ErofsMount;
+use sluice_fuse::trees::{ImageTree, OnlyTree};
+use sluice_fuse::{Front, Layer, Session, SessionOptions, mountinfo};
+use sluice_storage::{Cache, LazyLayer};
+use tokio::runtime::Handle;
+
+use super::layers::{LayerLease, ServedLayers};
+use crate::open_image::{read_ahead_kib, write_tree};
+
+/// Mounts of earlier processes that are taken away from one directory at most; each start leaves one at most.
+const LEFTOVERS_MAX: usize = 64;
+
+/// Pauses between two looks at whether a file system is still used: the first, and the longest.
+const FIRST_LOOK: Duration = Duration::from_millis(10);
+const LAST_LOOK: Duration = Duration::from_secs(5);
+
+/// How a tree is shown.
+#[derive(Debug)]
+enum Shown {
+    Erofs(ErofsMount),
+    /// In a lock because a session is not `Sync`.
+    Fuse(Mutex<Session>),
+}
+
+/// A mounted tree. Dropping it unmounts it.
+#[derive(Debug)]
+pub(super) struct MountedTree {
+    // Dropped before the layers.
+    shown: Shown,
+    layers: Vec<LayerLease>,
+    /// Device number of the mounted file system.
+    device: u64,
+    /// How long it took to merge and mount it.
+    pub(super) mount_time: Duration,
+}
+
+impl MountedTree {
+    /// Merges `stack`, lowest layer first, and mounts it on `target`, from which everything is taken away first. Blocks.
+    ///
+    /// # Errors
+    /// When the layers cannot be stacked or the kernel refuses; nothing is left behind then.
+    pub(super) fn mount(
+        stack: &[LazyLayer],
+        cache: &Cache,
+        layers: &Arc<ServedLayers>,
+        target: &Path,
+        runtime: &Handle,
+    ) -> anyhow::Result<Self> {
+        let began = Instant::now();
+        clear(target)?;
+        let tree_file = write_tree(stack, cache)?;
+        let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
+        let missing = leases.iter().map(|lease| lease.plain().missing_chunks()).sum();
+        let chunks = stack.iter().map(|layer| layer.index.chunks.chunks().len()).sum();
+        let read_ahead = Some(read_ahead_kib(missing, chunks));
+        let shown = match layers.front() {
+            Front::Fuse => {
+                let session = mount_fuse(&tree_file, &leases, target, read_ahead, runtime)?;
+                Shown::Fuse(Mutex::new(session))
+            }
+            Front::Erofs | Front::Auto => {
+                let devices = leases.iter().map(LayerLease::device);
+                let devices = devices.collect::<Result<Vec<PathBuf>, _>>()?;
+                Shown::Erofs(ErofsMount::mount(&tree_file, &devices, target, read_ahead)?)
+            }
+        };
+        let device = device_of(target)?;
+        Ok(Self {
+            shown,
+            layers: leases,
+            device,
+            mount_time: began.elapsed(),
+        })
+    }
+
+    /// Whether `target` still shows it. Blocks for a moment.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub(super) fn check(&self, target: &Path) -> anyhow::Result<()> {
+        ensure!(
+            device_of(target)? == self.device,
+            "something else is mounted on {}",
+            target.display()
+        );
+        Ok(())
+    }
+
+    /// Takes the mount away. Who holds its file system can go on reading. Blocks.
+    ///
+    /// # Errors
+    /// When the kernel refuses. What is left is found by [`clear`].
+    pub(super) fn unmount(self, runtime: &Handle) -> anyhow::Result<()> {
+        match self.shown {
+            Shown::Erofs(mut mount) => {
+                let sysfs = mount.sysfs_directory();
+                if let Err(sluice_fuse::Error::Busy { .. }) = mount.unmount(false) {
+                    mount.unmount(true)?;
+                }
+                runtime.spawn(give_back_when_unused(sysfs, self.layers));
+            }
+            // The session keeps its layers until its last user is gone.
+            Shown::Fuse(session) => {
+                let mut session = session.into_inner().unwrap_or_else(PoisonError::into_inner);
+                session.unmount(true)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn give_back_when_unused(sysfs: Option<PathBuf>, layers: Vec<LayerLease>) {
+    let Some(sysfs) = sysfs else {
+        // Kernels that do not tell the name: nobody knows when the last user leaves.
+        std::future::pending::<()>().await;
+        return drop(layers);
+    };
+    let mut pause = FIRST_LOOK;
+    while tokio::fs::try_exists(&sysfs).await.unwrap_or(false) {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LAST_LOOK);
+    }
+}
+
+fn mount_fuse(
+    tree_file: &Path,
+    leases: &[LayerLease],
+    target: &Path,
+    read_ahead_kib: Option<u32>,
+    runtime: &Handle,
+) -> anyhow::Result<Session> {
+    let layers = leases.iter().map(|lease| Layer::from(lease.plain().clone()));
+    let tree = ImageTree::open(tree_file, layers.collect(), &Limits::default())?;
+    let options = SessionOptions {
+        read_ahead_kib,
+        ..SessionOptions::default()
+    };
+    let namespace = Arc::new(OnlyTree::new(Arc::new(tree)));
+    Ok(Session::mount(namespace, target, &options, runtime)?)
+}
+
+fn device_of(target: &Path) -> anyhow::Result<u64> {
+    let metadata = std::fs::metadata(target).with_context(|| format!("looking at {}", target.display()))?;
+    Ok(metadata.dev())
+}
+
+/// Takes away whatever is mounted on `target`, also what does not answer any more. Blocks.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(super) fn clear(target: &Path) -> anyhow::Result<()> {
+    for _ in 0..LEFTOVERS_MAX {
+        // The path must be as the mount table has it; what is mounted there may be dead, so just its parent is looked up.
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Ok(());
+        };
+        let Ok(parent) = parent.canonicalize() else {
+            return Ok(());
+        };
+        let target = parent.join(name);
+        if mountinfo::topmost_at(&target)?.is_none() {
+            return Ok(());
+        }
+        match umount2(&target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("unmounting {}", target.display())),
+        }
+    }
+    Ok(())
+}

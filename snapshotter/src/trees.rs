@@ -1,0 +1,238 @@
+//! Image trees that are mounted, and who uses them.
+//!
+//! A tree is mounted once however many snapshots lie on it. [`Trees::acquire`] gives a [`TreeLease`]; the tree stays mounted
+//! while any lease lives. Giving the last one back unmounts nothing: containerd does that inside its own transactions, and
+//! a container that is started again a moment later should find its tree. [`Trees::sweep`] unmounts what nobody has used
+//! for a while.
+//!
+//! | state | leases | next |
+//! |---|---|---|
+//! | not mounted | 0 or more waiting | mounted, by the first `acquire`; the others wait for it |
+//! | mounted | 1 or more | idle, when the last lease is dropped |
+//! | idle | 0 | mounted, by `acquire`; not mounted, by `sweep` |
+//!
+//! Each tree has a lock of its own that is held while the engine mounts, checks or unmounts it, so a slow tree delays
+//! nobody else.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::directories::Directories;
+use crate::error::Chain;
+use crate::images::{Images, TreeRequest};
+use crate::{Error, ErrorKind};
+
+/// How long a tree that could not be unmounted is left alone at least.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// All trees of this process.
+#[derive(Debug)]
+pub(crate) struct Trees {
+    engine: Arc<dyn Images>,
+    directories: Arc<Directories>,
+    entries: Mutex<HashMap<String, Arc<Entry>>>,
+    /// Woken when a tree gets idle.
+    idle: Arc<Notify>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    name: String,
+    request: TreeRequest,
+    target: PathBuf,
+    /// Whether it is mounted. Held while that changes.
+    mounted: tokio::sync::Mutex<bool>,
+    users: Mutex<Users>,
+}
+
+#[derive(Debug)]
+struct Users {
+    count: usize,
+    /// When the last one left, or when unmounting failed.
+    idle_since: Instant,
+}
+
+impl Entry {
+    fn users(&self) -> MutexGuard<'_, Users> {
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long nobody has used it; `None` while somebody does.
+    fn idle_for(&self) -> Option<Duration> {
+        let users = self.users();
+        (users.count == 0).then(|| users.idle_since.elapsed())
+    }
+}
+
+/// Keeps a tree mounted.
+pub(crate) struct TreeLease {
+    entry: Arc<Entry>,
+    idle: Arc<Notify>,
+}
+
+impl TreeLease {
+    /// The directory that shows the tree.
+    pub(crate) fn directory(&self) -> PathBuf {
+        self.entry.target.clone()
+    }
+}
+
+impl fmt::Debug for TreeLease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TreeLease({})", self.entry.name)
+    }
+}
+
+impl Drop for TreeLease {
+    fn drop(&mut self) {
+        let mut users = self.entry.users();
+        users.count -= 1;
+        if users.count == 0 {
+            users.idle_since = Instant::now();
+            self.idle.notify_one();
+        }
+    }
+}
+
+impl Trees {
+    pub(crate) fn new(engine: Arc<dyn Images>, directories: Arc<Directories>, idle: Arc<Notify>) -> Self {
+        Self {
+            engine,
+            directories,
+            entries: Mutex::default(),
+            idle,
+        }
+    }
+
+    fn entries(&self) -> MutexGuard<'_, HashMap<String, Arc<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Mounts a tree unless it is mounted and answers.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unavailable`] when the engine cannot mount it.
+    pub(crate) async fn acquire(&self, request: TreeRequest) -> Result<TreeLease, Error> {
+        let lease = self.lease(request);
+        let entry = &lease.entry;
+        let mut mounted = entry.mounted.lock().await;
+        if *mounted {
+            match self.engine.check_tree(&entry.request, &entry.target).await {
+                Ok(()) => {
+                    drop(mounted);
+                    return Ok(lease);
+                }
+                Err(error) => tracing::warn!(
+                    tree = entry.name,
+                    error = %Chain(error.as_ref()),
+                    "an image tree stopped answering and is mounted again"
+                ),
+            }
+        }
+        *mounted = false;
+        self.directories.create_tree(&entry.name)?;
+        let result = self.engine.mount_tree(&entry.request, &entry.target).await;
+        *mounted = result.is_ok();
+        drop(mounted);
+        match result {
+            Ok(()) => Ok(lease),
+            Err(error) => {
+                let message = format!("image tree {} cannot be mounted", entry.name);
+                Err(Error::new(ErrorKind::Unavailable, message).with_source(error))
+            }
+        }
+    }
+
+    /// Counts a user before anything is mounted, so that no sweep gets in between.
+    fn lease(&self, request: TreeRequest) -> TreeLease {
+        let name = request.name();
+        let mut entries = self.entries();
+        let entry = entries.entry(name.clone()).or_insert_with(|| {
+            Arc::new(Entry {
+                target: self.directories.tree(&name),
+                name,
+                request,
+                mounted: tokio::sync::Mutex::new(false),
+                users: Mutex::new(Users {
+                    count: 0,
+                    idle_since: Instant::now(),
+                }),
+            })
+        });
+        entry.users().count += 1;
+        TreeLease {
+            entry: Arc::clone(entry),
+            idle: Arc::clone(&self.idle),
+        }
+    }
+
+    /// Unmounts every tree that nobody has used for `linger`. Gives how long until the next one is due.
+    pub(crate) async fn sweep(&self, linger: Duration) -> Option<Duration> {
+        let entries: Vec<Arc<Entry>> = self.entries().values().cloned().collect();
+        let mut next: Option<Duration> = None;
+        for entry in entries {
+            let Some(idle) = entry.idle_for() else { continue };
+            let due = if idle >= linger {
+                self.unmount(&entry).await
+            } else {
+                Some(linger - idle)
+            };
+            next = [next, due].into_iter().flatten().min();
+        }
+        next
+    }
+
+    /// Unmounts an idle tree; gives when to try again if that fails.
+    async fn unmount(&self, entry: &Arc<Entry>) -> Option<Duration> {
+        let mut mounted = entry.mounted.lock().await;
+        entry.idle_for()?;
+        let result = match self.engine.unmount_tree(&entry.target).await {
+            Ok(()) => {
+                *mounted = false;
+                self.directories.remove_tree(&entry.name)
+            }
+            Err(error) => {
+                let message = format!("image tree {} cannot be unmounted", entry.name);
+                Err(Error::new(ErrorKind::Unavailable, message).with_source(error))
+            }
+        };
+        if let Err(error) = result {
+            tracing::warn!(error = %Chain(&error), "tried again later");
+            entry.users().idle_since = Instant::now();
+            return Some(RETRY);
+        }
+        // Whoever came meanwhile waits for the lock and needs the entry.
+        let mut entries = self.entries();
+        if entry.idle_for().is_some() {
+            entries.remove(&entry.name);
+        }
+        None
+    }
+
+    /// Unmounts trees of an earlier process that no snapshot needs now.
+    pub(crate) async fn collect(&self, found: &[String]) {
+        for name in found {
+            if self.entries().contains_key(name) {
+                continue;
+            }
+            let target = self.directories.tree(name);
+            let unmounted = self.engine.unmount_tree(&target).await;
+            let result = match unmounted {
+                Ok(()) => self.directories.remove_tree(name),
+                Err(error) => {
+                    let message = format!("image tree {name} of an earlier run cannot be unmounted");
+                    Err(Error::new(ErrorKind::Unavailable, message).with_source(error))
+                }
+            };
+            if let Err(error) = result {
+                tracing::warn!(error = %Chain(&error), "tried again at the next start");
+            }
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! Promise: real containerd starts containers of converted images through `sluice snapshotter`, and fetches little of them;
+//! containers start again after the service was restarted; and when image and containers are removed, nothing is left but
+//! the cache.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use sluice_tests::containerd::{Containerd, Proxy, Release};
+use sluice_tests::document::Layout;
+use sluice_tests::images::{Entry, ImageBuilder, Layer};
+use sluice_tests::registry::{CountingRegistry, DistributionRegistry};
+use sluice_tests::scratch::Scratch;
+use sluice_tests::{mountinfo, process, sluice};
+
+/// The snapshotter's name in containerd's configuration.
+const NAME: &str = "sluice";
+/// How long the service may take to listen.
+const START: Duration = Duration::from_secs(30);
+/// How long the service may take to end.
+const END: Duration = Duration::from_secs(20);
+/// How long containerd's garbage collector may take.
+const COLLECTED: Duration = Duration::from_secs(60);
+
+/// Plain bytes of the file that no container reads. An eighth of them remains when compressed.
+const LARGE_LEN: u64 = 32 << 20;
+
+/// Runs in every container: reads, checks and writes.
+const SCRIPT: &str = "read a </top; [ -e /data/kept ] && [ ! -e /data/gone ] && echo b >/new && read b </new && \
+                      echo $a $b";
+
+/// A shell with the libraries that it loads.
+fn shell() -> Result<Layer> {
+    let loaded = process::run(Command::new("ldd").arg("/bin/dash"))?;
+    let libraries = loaded
+        .split_ascii_whitespace()
+        .filter(|word| word.starts_with('/'));
+    let mut layer = Layer::of([Entry::file("bin/sh", fs::read("/bin/dash")?).mode(0o755)]);
+    for library in libraries {
+        let name = library.trim_start_matches('/');
+        layer = layer.entry(Entry::file(name, fs::read(library)?).mode(0o755));
+    }
+    Ok(layer)
+}
+
+/// Four layers: the shell, files, changes of them, nothing.
+fn builder() -> Result<ImageBuilder> {
+    let files = [
+        Entry::directory("data", 0o755),
+        Entry::file("data/kept", b"kept"),
+        Entry::file("data/gone", b"gone"),
+        Entry::generated("data/large", LARGE_LEN, 1),
+        Entry::file("top", b"1\n"),
+        Entry::fifo("pipe"),
+    ];
+    let changes = [Entry::whiteout("data/gone"), Entry::file("top", b"2\n")];
+    Ok(ImageBuilder::new().layers([shell()?, Layer::of(files), Layer::of(changes), Layer::new()]))
+}
+
+/// The layout with the converted image, called `c`.
+fn converted(scratch: &Scratch) -> Result<Layout> {
+    let image = builder()?.write(&scratch.join("source"), "shell")?;
+    let directory = scratch.join("converted");
+    sluice::convert(&image.reference(), &directory, "c", &[])?;
+    Ok(Layout::open(&directory))
+}
+
+/// A running `sluice snapshotter`; ended when dropped.
+struct Service {
+    child: Child,
+}
+
+impl Service {
+    fn start(scratch: &Path, options: &[&str]) -> Result<Self> {
+        let (root, socket, cache) = (
+            scratch.join("root"),
+            scratch.join("p.sock"),
+            scratch.join("cache"),
+        );
+        let mut command = sluice::command(["snapshotter", "-v"])?;
+        command
+            .arg("--root")
+            .arg(root)
+            .arg("--socket")
+            .arg(&socket)
+            .arg("--cache")
+            .arg(cache)
+            .args(options);
+        let log = scratch.join("service.log");
+        let child = process::spawn_logged(&mut command, &log)?;
+        let service = Self { child };
+        process::wait_until("the snapshotter to listen", START, || {
+            UnixStream::connect(&socket).is_ok()
+        })
+        .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
+        Ok(service)
+    }
+
+    /// Asks it to end, which must succeed.
+    fn stop(mut self) -> Result<()> {
+        process::signal(&self.child, nix::sys::signal::Signal::SIGTERM)?;
+        let mut status = None;
+        process::wait_until("the snapshotter to end", END, || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        })?;
+        ensure!(status.is_some_and(|status| status.success()), "{status:?}");
+        Ok(())
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        process::end(&mut self.child, END);
+    }
+}
+
+struct Host {
+    service: Option<Service>,
+    containerd: Containerd,
+    reference: String,
+    directory: PathBuf,
+    /// Distinguishes the containers: runc keeps those of every containerd on a host in one place.
+    prefix: String,
+    // Removed last.
+    _scratch: Scratch,
+}
+
+impl Host {
+    fn start(release: Release, address: &str, front: &str) -> Result<Self> {
+        let scratch = Scratch::new("engine")?;
+        let service = Service::start(&scratch, &["--front", front])?;
+        let socket = scratch.join("p.sock");
+        let proxy = Proxy {
+            name: NAME,
+            socket: &socket,
+        };
+        Ok(Self {
+            service: Some(service),
+            containerd: Containerd::start_with(release, &[proxy])?,
+            reference: format!("{address}/test:c"),
+            directory: scratch.to_path_buf(),
+            prefix: format!("sluice-{}-{front}-{release:?}", std::process::id()),
+            _scratch: scratch,
+        })
+    }
+
+    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        let log = || fs::read_to_string(self.directory.join("service.log")).unwrap_or_default();
+        process::run(&mut self.containerd.ctr(arguments.iter().copied())).with_context(log)
+    }
+
+    /// `sluice pull`; gives the number of layers, and of those that are served.
+    fn pull(&self) -> Result<(u64, u64)> {
+        let socket = self.containerd.socket();
+        let socket = socket.to_str().context("the socket's path is not UTF-8")?;
+        let pulled = sluice::json(["pull", &self.reference, "--containerd-address", socket])?;
+        let number = |key: &str| pulled[key].as_u64().context("no number");
+        Ok((number("layers")?, number("served")?))
+    }
+
+    fn run(&self, name: &str) -> Result<()> {
+        let id = format!("{}-{name}", self.prefix);
+        let command = ["/bin/sh", "-c", SCRIPT];
+        let start = ["run", "--rm", "--snapshotter", NAME, &self.reference, &id];
+        let printed = self.ctr(&[&start[..], &command].concat())?;
+        ensure!(printed == "2 b\n", "{printed}");
+        Ok(())
+    }
+
+    /// Starts a container that waits for ever.
+    fn start_waiting(&self) -> Result<String> {
+        let id = format!("{}-waiting", self.prefix);
+        let wait = ["/bin/sh", "-c", "read x </pipe"];
+        let start = ["run", "-d", "--snapshotter", NAME, &self.reference, &id];
+        self.ctr(&[&start[..], &wait].concat())?;
+        Ok(id)
+    }
+
+    fn remove_waiting(&self, id: &str) -> Result<()> {
+        self.ctr(&["tasks", "rm", "--force", id])?;
+        self.ctr(&["containers", "rm", id])?;
+        Ok(())
+    }
+
+    fn restart_service(&mut self, front: &str) -> Result<()> {
+        if let Some(service) = self.service.take() {
+            service.stop()?;
+        }
+        let left = mountinfo::mounts_under(&self.directory)?;
+        ensure!(left.is_empty(), "mounted after the end: {left:?}");
+        self.service = Some(Service::start(&self.directory, &["--front", front])?);
+        Ok(())
+    }
+
+    /// Removes the image; then nothing may be left.
+    fn remove_image(&self) -> Result<()> {
+        self.ctr(&["images", "rm", "--sync", &self.reference])?;
+        let snapshots = self.directory.join("root/snapshots");
+        let mut left = String::new();
+        process::wait_until("removal of everything", COLLECTED, || {
+            let mounts = mountinfo::mounts_under(&self.directory).unwrap_or_default();
+            let directories = fs::read_dir(&snapshots).map_or(0, Iterator::count);
+            left = format!("{mounts:?} and {directories} directories");
+            mounts.is_empty() && directories == 0
+        })
+        .with_context(|| left.clone())?;
+        let snapshots = self.ctr(&["snapshots", "--snapshotter", NAME, "ls"])?;
+        ensure!(snapshots.lines().count() == 1, "{snapshots}");
+        Ok(())
+    }
+}
+
+/// Bytes of the image in its registry.
+fn stored_len(layout: &Layout) -> Result<u64> {
+    layout.image("c")?.stored_len()
+}
+
+/// The whole life of an image that `sluice pull` brings.
+fn life(front: &str) -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let layout = converted(&source)?;
+    let registry = CountingRegistry::serve(&layout)?;
+    let mut host = Host::start(Release::One, &registry.address(), front)?;
+    let (layers, served) = host.pull()?;
+    ensure!(
+        layers == 4 && served == 4,
+        "{served} of {layers} layers are served"
+    );
+
+    host.run("first")?;
+    let id = host.start_waiting()?;
+    let exec = ["tasks", "exec", "--exec-id", "e", &id, "/bin/sh", "-c", SCRIPT];
+    let printed = host.ctr(&exec)?;
+    ensure!(printed == "2 b\n", "{printed}");
+    let (moved, whole) = (registry.traffic().total_bytes(), stored_len(&layout)?);
+    ensure!(
+        moved * 2 < whole,
+        "{moved} of {whole} bytes\n{}",
+        registry.traffic().describe()
+    );
+
+    host.restart_service(front)?;
+    registry.traffic().clear();
+    host.run("second")?;
+    ensure!(
+        registry.traffic().requests().is_empty(),
+        "what the first container read is here:\n{}",
+        registry.traffic().describe()
+    );
+    host.remove_waiting(&id)?;
+    host.remove_image()
+}
+
+#[test]
+fn privileged_containerd_1_starts_containers_lazily_over_erofs() -> Result<()> {
+    life("erofs")
+}
+
+#[test]
+fn privileged_containerd_1_starts_containers_lazily_over_fuse() -> Result<()> {
+    life("fuse")
+}
+
+#[test]
+fn privileged_containerd_2_pulls_lazily_through_its_transfer_service() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let layout = converted(&source)?;
+    let registry = CountingRegistry::serve(&layout)?;
+    let host = Host::start(Release::Two, &registry.address(), "auto")?;
+    host.containerd.pull_into(NAME, &host.reference)?;
+    host.run("first")?;
+    let (moved, whole) = (registry.traffic().total_bytes(), stored_len(&layout)?);
+    ensure!(
+        moved * 2 < whole,
+        "{moved} of {whole} bytes\n{}",
+        registry.traffic().describe()
+    );
+    host.remove_image()
+}
+
+#[test]
+fn privileged_images_of_a_real_registry_start_whether_converted_or_not() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "shell")?;
+    let registry = DistributionRegistry::start()?;
+    sluice::run(["convert", &image.reference(), &registry.reference("test:c")])?;
+    let mut host = Host::start(Release::One, registry.address(), "auto")?;
+    ensure!(host.pull()? == (4, 4), "every layer is served");
+    host.run("converted")?;
+    host.remove_image()?;
+
+    // As a client of every registry pushes it: no layer has an index.
+    let plain = DistributionRegistry::start()?;
+    let target = plain.reference("test:c");
+    process::run(
+        Command::new("skopeo")
+            .args(["copy", "--dest-tls-verify=false"])
+            .arg(image.reference())
+            .arg(&target),
+    )?;
+    host.reference = format!("{}/test:c", plain.address());
+    ensure!(host.pull()? == (4, 0), "no layer is served");
+    host.run("ordinary")?;
+    host.remove_image()
+}
+
+#[test]
+fn privileged_metrics_and_health_are_served() -> Result<()> {
+    let scratch = Scratch::new("engine-metrics")?;
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let service = Service::start(&scratch, &["--metrics", &address])?;
+    for (path, expected) in [("/healthz", "ok"), ("/metrics", "sluice_chunk_misses_total")] {
+        let mut stream = TcpStream::connect(&address)?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains(expected),
+            "{answer}"
+        );
+    }
+    service.stop()
+}
