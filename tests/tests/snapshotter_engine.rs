@@ -82,7 +82,7 @@ impl Service {
             scratch.join("p.sock"),
             scratch.join("cache"),
         );
-        let mut command = sluice::command(["snapshotter", "-v"])?;
+        let mut command = sluice::command(["snapshotter"])?;
         command
             .arg("--root")
             .arg(root)
@@ -195,7 +195,10 @@ impl Host {
         let left = mountinfo::mounts_under(&self.directory)?;
         ensure!(left.is_empty(), "mounted after the end: {left:?}");
         self.service = Some(Service::start(&self.directory, &["--front", front])?);
-        Ok(())
+        // containerd waits a moment before it connects again.
+        process::wait_until("containerd to find the snapshotter again", START, || {
+            self.ctr(&["snapshots", "--snapshotter", NAME, "ls"]).is_ok()
+        })
     }
 
     /// Removes the image; then nothing may be left.
