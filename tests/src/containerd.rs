@@ -218,9 +218,8 @@ fn configuration(scratch: &Path, release: Release, proxies: &[Proxy<'_>]) -> Str
         );
         if release == Release::Two {
             // Its transfer service tells a snapshotter what is pulled only if asked to.
-            text += &format!(
-                "[proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n"
-            );
+            text +=
+                &format!("[proxy_plugins.{name}.exports]\nenable_remote_snapshot_annotations = \"true\"\n");
         }
     }
     if release == Release::Two {

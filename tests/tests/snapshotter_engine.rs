@@ -194,6 +194,10 @@ impl Host {
         }
         let left = mountinfo::mounts_under(&self.directory)?;
         ensure!(left.is_empty(), "mounted after the end: {left:?}");
+        self.start_service(front)
+    }
+
+    fn start_service(&mut self, front: &str) -> Result<()> {
         self.service = Some(Service::start(&self.directory, &["--front", front])?);
         // containerd waits a moment before it connects again.
         process::wait_until("containerd to find the snapshotter again", START, || {
@@ -231,7 +235,10 @@ fn life(front: &str) -> Result<()> {
     let registry = CountingRegistry::serve(&layout)?;
     let mut host = Host::start(Release::One, &registry.address(), front)?;
     let (layers, served) = host.pull()?;
-    ensure!(layers == 4 && served == 4, "{served} of {layers} layers are served");
+    ensure!(
+        layers == 4 && served == 4,
+        "{served} of {layers} layers are served"
+    );
 
     host.run("first")?;
     let id = host.start_waiting()?;
@@ -265,6 +272,26 @@ fn privileged_containerd_1_starts_containers_lazily_over_erofs() -> Result<()> {
 #[test]
 fn privileged_containerd_1_starts_containers_lazily_over_fuse() -> Result<()> {
     life("fuse")
+}
+
+#[test]
+fn privileged_a_killed_service_starts_again_over_what_it_left() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let layout = converted(&source)?;
+    let registry = CountingRegistry::serve(&layout)?;
+    let mut host = Host::start(Release::One, &registry.address(), "erofs")?;
+    host.pull()?;
+    let id = host.start_waiting()?;
+    if let Some(mut service) = host.service.take() {
+        service.child.kill()?;
+        service.child.wait()?;
+    }
+    let left = mountinfo::mounts_under(&host.directory)?;
+    ensure!(!left.is_empty(), "the mounts of a killed service stay");
+    host.start_service("erofs")?;
+    host.run("after")?;
+    host.remove_waiting(&id)?;
+    host.remove_image()
 }
 
 #[test]

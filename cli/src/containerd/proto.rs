@@ -1,11 +1,6 @@
 //! Messages and clients that `build.rs` generates from `proto/`, in modules that mirror the packages.
 
-#![expect(
-    unused_qualifications,
-    unreachable_pub,
-    clippy::allow_attributes,
-    reason = "generated code"
-)]
+#![expect(unused_qualifications, unreachable_pub, reason = "generated code")]
 
 pub(crate) use containerd::services::{content, diff, images, leases};
 pub(crate) use containerd::types;
