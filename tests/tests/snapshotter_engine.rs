@@ -82,7 +82,7 @@ impl Service {
             scratch.join("p.sock"),
             scratch.join("cache"),
         );
-        let mut command = sluice::command(["snapshotter", "-v"])?;
+        let mut command = sluice::command(["snapshotter"])?;
         command
             .arg("--root")
             .arg(root)
@@ -194,8 +194,15 @@ impl Host {
         }
         let left = mountinfo::mounts_under(&self.directory)?;
         ensure!(left.is_empty(), "mounted after the end: {left:?}");
+        self.start_service(front)
+    }
+
+    fn start_service(&mut self, front: &str) -> Result<()> {
         self.service = Some(Service::start(&self.directory, &["--front", front])?);
-        Ok(())
+        // containerd waits a moment before it connects again.
+        process::wait_until("containerd to find the snapshotter again", START, || {
+            self.ctr(&["snapshots", "--snapshotter", NAME, "ls"]).is_ok()
+        })
     }
 
     /// Removes the image; then nothing may be left.
@@ -265,6 +272,26 @@ fn privileged_containerd_1_starts_containers_lazily_over_erofs() -> Result<()> {
 #[test]
 fn privileged_containerd_1_starts_containers_lazily_over_fuse() -> Result<()> {
     life("fuse")
+}
+
+#[test]
+fn privileged_a_killed_service_starts_again_over_what_it_left() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let layout = converted(&source)?;
+    let registry = CountingRegistry::serve(&layout)?;
+    let mut host = Host::start(Release::One, &registry.address(), "erofs")?;
+    host.pull()?;
+    let id = host.start_waiting()?;
+    if let Some(mut service) = host.service.take() {
+        service.child.kill()?;
+        service.child.wait()?;
+    }
+    let left = mountinfo::mounts_under(&host.directory)?;
+    ensure!(!left.is_empty(), "the mounts of a killed service stay");
+    host.start_service("erofs")?;
+    host.run("after")?;
+    host.remove_waiting(&id)?;
+    host.remove_image()
 }
 
 #[test]
