@@ -207,3 +207,6 @@ impl Upstream {
         lock(&self.state).board.land(key, course, outcome)
     }
 }
+
+#[cfg(test)]
+mod model;
