@@ -17,7 +17,7 @@ async fn a_fill_brings_every_chunk_once_and_verifies_the_whole() {
     let bench = Bench::new(200, CHUNK_LEN, 0);
     let layer = bench.layer();
     assert_eq!(layer.complete_file(), None);
-    fill(&[layer.clone()], None).await;
+    fill(std::slice::from_ref(&layer), None).await;
     assert!(layer.is_complete());
     bench.assert_asked_once();
     let file = layer
@@ -34,7 +34,7 @@ async fn a_fill_keeps_its_rate() {
     let bench = Bench::new(320, CHUNK_LEN, 0);
     let layer = bench.layer();
     let began = Instant::now();
-    fill(&[layer.clone()], Some(RATE)).await;
+    fill(std::slice::from_ref(&layer), Some(RATE)).await;
     assert!(layer.is_complete());
     let due = Duration::from_secs_f64(bench.sample.stored.len() as f64 / RATE as f64);
     let took = began.elapsed();
@@ -94,7 +94,7 @@ async fn a_fill_copies_what_another_layer_has() {
     let blob = FaultyBlob::new(upper.layer.blob.clone());
     let cached = bench.cache.layer(&upper.layer.index);
     let layer: Arc<PlainLayer> = PlainLayer::new(&upper.reading(blob.clone()), Some(cached), &bench.fetcher);
-    fill(&[layer.clone()], None).await;
+    fill(std::slice::from_ref(&layer), None).await;
     assert!(layer.complete_file().is_some());
     let own = upper.layer.index.chunks.chunks()[40].stored_off;
     let requests = blob.requests();
