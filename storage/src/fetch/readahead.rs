@@ -174,8 +174,8 @@ impl State {
         let window = ((1 + track.steps.min(LONG_TRACK) / 2) << doublings).min(longest);
         let from = track.ahead.max(touched.end);
         let to = (touched.end + window).min(self.touched.len());
-        // Asked for in halves of the window, so that ranges are long.
-        let is_due = from < to && (to - from) * 2 >= window;
+        // Asked for in halves of the window, so that ranges are long; at the end of the layer no half may be left.
+        let is_due = from < to && ((to - from) * 2 >= window || to == self.touched.len());
         if is_due {
             track.ahead = to;
         }

@@ -93,16 +93,17 @@ fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
     let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize;
     let short = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
     let (headers, header_len, count) = (word(0x28), short(0x3a), short(0x3c));
-    let mut tables = std::iter::once(headers..headers + header_len * count).collect::<Vec<_>>();
+    let mut tables = Vec::from([(headers, header_len * count)]);
     for header in (0..count).map(|at| headers + at * header_len) {
         let kind = u32::from_le_bytes(elf[header + 4..header + 8].try_into().expect("four bytes"));
         let is_loaded = word(header + 8) & 2 != 0;
         if is_loaded && [3, 4, 11].contains(&kind) {
             let file_off = word(header + 0x18);
-            tables.push(file_off..file_off + word(header + 0x20));
+            tables.push((file_off, word(header + 0x20)));
         }
     }
-    tables
+    let range = |(file_off, len)| file_off..file_off + len;
+    tables.into_iter().map(range).collect()
 }
 
 #[tokio::test(start_paused = true)]
