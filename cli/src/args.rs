@@ -58,7 +58,7 @@ pub(crate) enum Command {
     Profile(profile::ProfileArgs),
     /// Look into the cache of fetched bytes, make room in it, and check it. Mounts may run meanwhile.
     Cache(CacheArgs),
-    /// Run a command, start it again when it dies, and keep its FUSE sessions alive meanwhile: for hosts without systemd.
+    /// Run a command, start it again when it dies, and keep the descriptors that it has stored meanwhile, as systemd does: for hosts without systemd.
     /// SIGHUP restarts the command for an upgrade, SIGTERM ends it.
     Supervise(supervise::SuperviseArgs),
     /// Become the command of `sluice supervise`.

@@ -279,6 +279,10 @@ mod object_storage {
     #[tokio::test]
     #[ignore = "run by a_layout_in_s3_keeps_the_contracts with an environment of its own"]
     async fn the_environment_leads_to_the_bucket() {
+        // A run of everything that is ignored starts it without that environment.
+        if std::env::var(PLACE).is_err() {
+            return;
+        }
         let variable = |name| std::env::var(name).expect("set by the other test");
         let place = RemotePlace::new(Service::S3, &variable(PLACE)).expect("a place");
         let layout = RemoteLayout::open(&place, &client()).expect("opened");
