@@ -6,7 +6,7 @@
 //! kept, and a session ends with its process as ever.
 //!
 //! A session is stored as two descriptors, the connection first. A process that dies between the two leaves half a session;
-//! nobody has used it yet, and the successor throws it away. Names end with [`GENERATION`]: a program that numbers nodes or
+//! nobody has used it yet, and the successor throws it away. Names end with `GENERATION`: a program that numbers nodes or
 //! opens files in another way must not go on with sessions of the old kind.
 
 use std::env;

@@ -86,7 +86,7 @@ impl RegistryClient {
     /// A client without open connections. Installs ring as the TLS provider of the process when it has none.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`](crate::ErrorKind::Io) when the TLS roots of the system cannot be loaded.
+    /// [`ErrorKind::Io`] when the TLS roots of the system cannot be loaded.
     pub fn new(options: RegistryOptions) -> Result<Arc<Self>, Error> {
         let traffic = Arc::new(TrafficCounters::default());
         Ok(Arc::new(Self {
@@ -102,7 +102,7 @@ impl RegistryClient {
     /// disk for a moment; one that was changed counts from the next call on.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput) for a host that no URL can hold, and for a `hosts.toml` or
+    /// [`ErrorKind::InvalidInput`] for a host that no URL can hold, and for a `hosts.toml` or
     /// a certificate that is not valid.
     pub fn repository(self: &Arc<Self>, reference: &Reference) -> Result<Arc<RegistryRepository>, Error> {
         let hosts = self.hosts(reference)?;
