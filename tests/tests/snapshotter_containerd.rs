@@ -181,8 +181,11 @@ impl<'a> Host<'a> {
             )?;
         }
         self.engine.add_image(&image.reference, &image.layers)?;
-        client.remove("copied").await?;
-        Ok(())
+        // containerd removes what it does not know, and may have been quicker.
+        match client.remove("copied").await {
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            outcome => Ok(outcome?),
+        }
     }
 
     /// Asks containerd for every layer as a pull with an image's labels does.
