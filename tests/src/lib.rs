@@ -13,6 +13,7 @@ pub mod erofs_tools;
 pub mod images;
 pub mod mounted;
 pub mod mountinfo;
+pub mod numbers;
 pub mod prerequisites;
 pub mod process;
 pub mod registry;

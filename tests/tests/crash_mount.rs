@@ -16,6 +16,7 @@ use nix::sys::signal::Signal;
 use sluice_tests::document::Layout;
 use sluice_tests::images::{Entry, ImageBuilder, Layer};
 use sluice_tests::mounted::{FRONTS, Mounting};
+use sluice_tests::numbers::numbers;
 use sluice_tests::registry::CountingRegistry;
 use sluice_tests::scratch::Scratch;
 use sluice_tests::sluice;
@@ -32,17 +33,6 @@ const LIFE: u64 = 350;
 /// Documents, trees, profiles and directories, which the quota covers but eviction leaves alone.
 const BESIDES: u64 = 1_000_000;
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Numbers without pattern, the same ones for a seed.
-fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move |below| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 16) % below
-    }
-}
 
 fn name(at: u64) -> String {
     format!("file-{at:02}")

@@ -21,6 +21,7 @@ use sluice_storage::{
 use sluice_tests::document::Layout;
 use sluice_tests::images::{Entry, ImageBuilder, Layer};
 use sluice_tests::mounted::{FRONTS, Mounted, Mounting};
+use sluice_tests::numbers::numbers;
 use sluice_tests::registry::CountingRegistry;
 use sluice_tests::scratch::Scratch;
 use sluice_tests::sluice;
@@ -49,17 +50,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const MOST_MEMORY_KIB: u64 = 150 << 10;
 /// What each reader of this process holds itself: a read of 128 KiB and the bytes to compare with.
 const READERS_OWN_KIB: u64 = ENGINE_READERS * 256;
-
-/// Numbers without pattern, the same ones for a seed.
-fn numbers(seed: u64) -> impl FnMut(u64) -> u64 {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    move |below| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 16) % below
-    }
-}
 
 fn base(at: u64) -> Layer {
     Layer::of((0..BASE_FILES).map(|file| Entry::generated(format!("base-{file}"), FILE_LEN, at * 100 + file)))
