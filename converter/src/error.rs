@@ -2,6 +2,7 @@
 
 use sluice_format::{BlobDigest, Digest, FormatError};
 use sluice_storage::ErrorKind;
+use sluice_storage::decompress::DecompressError;
 use thiserror::Error;
 
 /// Why an image could not be converted, packed, checked or looked at. The deepest cause is kept as the source.
@@ -70,6 +71,16 @@ pub enum Error {
     /// Bytes that break a format of layers or indexes.
     #[error(transparent)]
     Format(#[from] FormatError),
+}
+
+impl From<DecompressError> for Error {
+    fn from(error: DecompressError) -> Self {
+        match error {
+            DecompressError::Refused(_) => Self::Unsupported(error.to_string()),
+            DecompressError::Undecodable { what, source } => Self::Undecodable { what, source },
+            DecompressError::Format(error) => Self::Format(error),
+        }
+    }
 }
 
 impl Error {

@@ -14,6 +14,9 @@ pub enum Codec {
     Stored = 0,
     /// One zstd frame.
     Zstd = 1,
+    /// The chunk cannot be fetched by itself: it comes when the blob is decoded from its beginning. Only in an index that this host has
+    /// made of a blob without one; [`crate::LayerIndex::parse`] refuses it.
+    Streamed = 255,
 }
 
 impl Codec {
@@ -25,6 +28,7 @@ impl Codec {
         match number {
             0 => Ok(Self::Stored),
             1 => Ok(Self::Zstd),
+            255 => Ok(Self::Streamed),
             _ => Err(FormatError::Unsupported {
                 format: "chunk table",
                 reason: format!("codec {number}"),
@@ -101,6 +105,10 @@ impl ChunkDecoder {
         let place = || format!("chunk at plain offset {}", chunk.plain_off);
         let plain = match chunk.codec {
             Codec::Stored => stored.to_vec(),
+            Codec::Streamed => {
+                let reason = "has no stored bytes of its own";
+                return Err(FormatError::malformed("chunk", place(), reason));
+            }
             Codec::Zstd => match self.zstd.decompress(stored, chunk.plain_len as usize) {
                 Ok(plain) => plain,
                 Err(error) => {

@@ -21,6 +21,9 @@ pub const CHUNK_SIZE_MIN: u32 = 16 << 10;
 /// Largest chunk size in bytes: one random read waits for a whole chunk.
 pub const CHUNK_SIZE_MAX: u32 = 4 << 20;
 
+/// Chunk size in bytes unless somebody asks for another one. Layers that are cut alike share what is cached of them.
+pub const DEFAULT_CHUNK_SIZE: u32 = 256 << 10;
+
 /// What a tar entry occupies in the plain layer, from the first header that belongs to it to the end of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntrySpan {

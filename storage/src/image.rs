@@ -27,6 +27,7 @@ use sluice_format::{
 use crate::cache::Cache;
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
 use crate::offline::{self, Remembering, full_name};
+use crate::stream::{self as streaming, StreamProgress, Unindexed};
 use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
 
 /// Layer indexes fetched at the same time: more than nearly every image has layers, fewer than a registry's patience.
@@ -95,7 +96,7 @@ pub async fn load_lazy_image(
     limits: &Limits,
 ) -> Result<LazyImage, Error> {
     let resolved = resolve_image(repository.as_ref(), name, platform, limits).await?;
-    load_resolved(repository.as_ref(), &resolved, limits, None).await
+    load_resolved(repository.as_ref(), &resolved, limits, Without::REFUSE).await
 }
 
 /// An image of which no more than the manifest is known: enough to ask for what is attached to it while the rest loads.
@@ -153,7 +154,7 @@ pub async fn load_resolved_image(
     resolved: &ResolvedImage,
     limits: &Limits,
 ) -> Result<LazyImage, Error> {
-    load_resolved(repository, resolved, limits, None).await
+    load_resolved(repository, resolved, limits, Without::REFUSE).await
 }
 
 /// [`load_lazy_image`] with a cache: the repository is asked what a tag means, and for what the cache lacks. When it cannot be asked,
@@ -199,23 +200,71 @@ pub async fn load_resolved_image_cached(
     cache: &Arc<Cache>,
 ) -> Result<LazyImage, Error> {
     let remembering = Remembering::new(repository, cache);
-    let image = load_resolved(&remembering, resolved, limits, Some(cache)).await?;
+    let unindexed = Without {
+        cache: Some(cache),
+        progress: None,
+    };
+    let image = load_resolved(&remembering, resolved, limits, unindexed).await?;
     offline::remember_image(cache, &full_name(repository.as_ref(), name), platform, &image).await;
     Ok(image)
+}
+
+/// [`load_resolved_image_cached`] of any image: a layer that has no index is streamed into the cache first, which takes as long as
+/// fetching it. `progress` is told.
+///
+/// # Errors
+/// As [`load_resolved_image`], but for layers without index: [`ErrorKind::NoSpace`] when the cache has no place for one,
+/// [`ErrorKind::Corrupt`] when its blob or its plain bytes do not have their digests or are no layer, [`ErrorKind::Unsupported`] when no
+/// runtime takes its compression. A layer that fails leaves nothing.
+pub async fn load_resolved_image_streaming(
+    repository: &Arc<dyn Repository>,
+    name: &ManifestName,
+    platform: &Platform,
+    resolved: &ResolvedImage,
+    limits: &Limits,
+    cache: &Arc<Cache>,
+    progress: &dyn StreamProgress,
+) -> Result<LazyImage, Error> {
+    let remembering = Remembering::new(repository, cache);
+    let unindexed = Without {
+        cache: Some(cache),
+        progress: Some(progress),
+    };
+    let image = load_resolved(&remembering, resolved, limits, unindexed).await?;
+    offline::remember_image(cache, &full_name(repository.as_ref(), name), platform, &image).await;
+    Ok(image)
+}
+
+/// What becomes of layers without an index.
+#[derive(Clone, Copy)]
+struct Without<'a> {
+    /// Where documents are kept, and indexes that this host has made.
+    cache: Option<&'a Arc<Cache>>,
+    /// Told of layers that are streamed; without it they are refused.
+    progress: Option<&'a dyn StreamProgress>,
+}
+
+impl Without<'_> {
+    const REFUSE: Self = Self {
+        cache: None,
+        progress: None,
+    };
 }
 
 async fn load_resolved(
     repository: &dyn Repository,
     resolved: &ResolvedImage,
     limits: &Limits,
-    cache: Option<&Arc<Cache>>,
+    unindexed: Without<'_>,
 ) -> Result<LazyImage, Error> {
     let (document, image) = (&resolved.document, &resolved.shown);
     let config = repository.fetch_blob(&document.config, limits.manifest_len);
-    let indexes = load_indexes(repository, &document.layers, image, limits, cache);
+    let indexes = load_indexes(repository, &document.layers, image, limits, unindexed);
     let (config, loaded) = futures_util::future::try_join(config, indexes).await?;
 
     let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
+    check_count(image, &diff_ids, &loaded)?;
+    let loaded = complete(loaded, &diff_ids, image, limits, unindexed).await?;
     check_diff_ids(image, &diff_ids, &loaded)?;
     let index_bytes = loaded.iter().map(|(_, stored_len)| stored_len).sum();
     Ok(LazyImage {
@@ -263,15 +312,23 @@ async fn load_indexes(
     layers: &[Descriptor],
     image: &str,
     limits: &Limits,
-    cache: Option<&Arc<Cache>>,
-) -> Result<Vec<(LazyLayer, u64)>, Error> {
+    unindexed: Without<'_>,
+) -> Result<Vec<Found>, Error> {
     // Boxed here and now: a stream over the closure is not `Send` for every lifetime, as a task of its own needs it.
-    let mut loads: Vec<BoxFuture<'_, Result<(LazyLayer, u64), Error>>> = Vec::with_capacity(layers.len());
+    let mut loads: Vec<BoxFuture<'_, Result<Found, Error>>> = Vec::with_capacity(layers.len());
     for (at, descriptor) in layers.iter().enumerate() {
         let blob = repository.open_blob(descriptor);
-        loads.push(load_layer(blob, descriptor, at + 1, image, limits, cache).boxed());
+        loads.push(load_layer(blob, descriptor, at + 1, image, limits, unindexed).boxed());
     }
     stream::iter(loads).buffered(INDEXES_AT_ONCE).try_collect().await
+}
+
+/// A layer as the repository has it.
+#[derive(Debug)]
+enum Found {
+    /// With its index, which takes so many stored bytes.
+    Indexed(LazyLayer, u64),
+    NoIndex(Descriptor, Arc<dyn Blob>),
 }
 
 async fn load_layer(
@@ -280,11 +337,15 @@ async fn load_layer(
     number: usize,
     image: &str,
     limits: &Limits,
-    cache: Option<&Arc<Cache>>,
-) -> Result<(LazyLayer, u64), Error> {
+    unindexed: Without<'_>,
+) -> Result<Found, Error> {
+    let cache = unindexed.cache;
     let what = format!("index of layer {number} ({}) of {image}", descriptor.digest);
     let Some(location) = locate_index(&blob, descriptor, cache).await? else {
-        return Err(no_index(descriptor, number, image));
+        return match cache {
+            Some(_) => Ok(Found::NoIndex(descriptor.clone(), blob)),
+            None => Err(no_index(descriptor, number, image)),
+        };
     };
     FormatError::check_limit(
         "stored length of a layer index",
@@ -316,7 +377,7 @@ async fn load_layer(
         index: Arc::new(index),
         blob,
     };
-    Ok((layer, location.stored_len))
+    Ok(Found::Indexed(layer, location.stored_len))
 }
 
 /// Where the bytes of an index are.
@@ -430,7 +491,67 @@ fn parse_index(
     Ok(index)
 }
 
-fn check_diff_ids(image: &str, listed: &[DiffId], layers: &[(LazyLayer, u64)]) -> Result<(), Error> {
+/// Makes up for the layers without an index: with one that this host has made, or makes now.
+async fn complete(
+    found: Vec<Found>,
+    diff_ids: &[DiffId],
+    image: &str,
+    limits: &Limits,
+    unindexed: Without<'_>,
+) -> Result<Vec<(LazyLayer, u64)>, Error> {
+    let mut without = Vec::new();
+    for (found, diff_id) in found.iter().zip(diff_ids) {
+        if let Found::NoIndex(descriptor, blob) = found {
+            without.push(Unindexed {
+                descriptor: descriptor.clone(),
+                blob: blob.clone(),
+                diff_id: *diff_id,
+            });
+        }
+    }
+    let made = match (unindexed.cache, unindexed.progress) {
+        (Some(cache), Some(progress)) if !without.is_empty() => {
+            let stored_len: u64 = without.iter().map(|layer| layer.descriptor.size).sum();
+            tracing::info!(
+                image,
+                layers = found.len(),
+                without_index = without.len(),
+                stored_len,
+                "layers without an index are streamed as a whole, unless they are here; the others are lazy"
+            );
+            streaming::stream_layers(&without, cache, limits, progress).await?
+        }
+        (Some(cache), _) => known(&without, &found, image, limits, cache).await?,
+        (None, _) => Vec::new(),
+    };
+    let mut made = made.into_iter();
+    let complete = found.into_iter().filter_map(|found| match found {
+        Found::Indexed(layer, stored_len) => Some((layer, stored_len)),
+        Found::NoIndex(..) => made.next().map(|layer| (layer, 0)),
+    });
+    Ok(complete.collect())
+}
+
+/// The layers with indexes that this host has made earlier.
+async fn known(
+    without: &[Unindexed],
+    found: &[Found],
+    image: &str,
+    limits: &Limits,
+    cache: &Arc<Cache>,
+) -> Result<Vec<LazyLayer>, Error> {
+    let mut known = Vec::with_capacity(without.len());
+    let numbers = (1..).zip(found).filter(|(_, found)| matches!(found, Found::NoIndex(..)));
+    for (layer, (number, _)) in without.iter().zip(numbers) {
+        match layer.known(cache, limits).await? {
+            Some(layer) => known.push(layer),
+            None => return Err(no_index(&layer.descriptor, number, image)),
+        }
+    }
+    Ok(known)
+}
+
+fn check_count(image: &str, listed: &[DiffId], layers: &[Found]) -> Result<(), Error> {
     if listed.len() != layers.len() {
         let message = format!(
             "{image} has {} layers, but its config lists {} DiffIDs",
@@ -439,6 +560,10 @@ fn check_diff_ids(image: &str, listed: &[DiffId], layers: &[(LazyLayer, u64)]) -
         );
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
+    Ok(())
+}
+
+fn check_diff_ids(image: &str, listed: &[DiffId], layers: &[(LazyLayer, u64)]) -> Result<(), Error> {
     for (at, (listed, (layer, _))) in listed.iter().zip(layers).enumerate() {
         if *listed != layer.diff_id {
             let message = format!(

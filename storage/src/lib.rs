@@ -3,7 +3,7 @@
 //! [`repository`] and [`blob`] are the contracts: a repository names manifests and blobs, a blob is read by ranges.
 //! [`registry`] and [`layout`] implement them; [`transport`] parses the names under which users know them.
 //! [`image`] resolves a name and a [`platform`] to layers with their indexes, reading manifests through [`documents`]
-//! and remembering them in the cache.
+//! and remembering them in the cache. A layer that has no index is streamed into the cache once ([`stream`], [`decompress`]).
 //! [`plain_layer`] answers `read(plain range)` with verified bytes, through [`fetch`] and [`cache`], and counts what
 //! that took in [`counters`] and, for one start, in a [`timeline`]. [`profile`] records what a start reads and says what the next one should fetch;
 //! it travels as an artifact attached to the image, which [`referrers`] stores and finds.
@@ -14,6 +14,7 @@ pub mod blob;
 mod blocking;
 pub mod cache;
 pub mod counters;
+pub mod decompress;
 pub mod documents;
 pub mod error;
 pub mod fetch;
@@ -28,6 +29,7 @@ pub mod read_policy;
 pub mod referrers;
 pub mod registry;
 pub mod repository;
+pub mod stream;
 mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
@@ -42,7 +44,7 @@ pub use fetch::{Fetcher, Lane};
 pub use fill::fill;
 pub use image::{
     LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_lazy_image_cached, load_resolved_image,
-    load_resolved_image_cached, resolve_image, resolve_image_cached,
+    load_resolved_image_cached, load_resolved_image_streaming, resolve_image, resolve_image_cached,
 };
 pub use layout::{Layout, RemoteLayout, RemotePlace};
 pub use plain_layer::{PlainLayer, PlainLayerOptions, ReadObserver};
@@ -52,5 +54,6 @@ pub use read_policy::{OnFailure, ReadPolicy};
 pub use referrers::Referrer;
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
+pub use stream::{NoProgress, StreamProgress};
 pub use timeline::Timeline;
 pub use transport::ImageName;

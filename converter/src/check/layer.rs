@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use sluice_format::compression::ChunkDecoder;
 use sluice_format::scan::{LayerScanner, ScannedLayer};
 use sluice_format::{BlobDigest, ChunkTable, DiffId, Digest, Hasher, LayerTree, Limits};
+use sluice_storage::decompress::StoredReader;
 use sluice_storage::{ByteStream, Repository, stream_whole};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
@@ -19,7 +20,7 @@ use tokio::task::spawn_blocking;
 use super::trees;
 use crate::convert::{DEFAULT_CHUNK_SIZE, SourceLayer, find_index};
 use crate::error::{describe, joined};
-use crate::recompress::{StoredReader, decode};
+use crate::recompress::decode;
 use crate::report::CheckedLayer;
 use crate::{Error, Progress};
 

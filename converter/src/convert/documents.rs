@@ -7,11 +7,11 @@ use bytes::Bytes;
 use serde_json::Value;
 use sluice_format::artifact::{self, INDEX_ANNOTATION};
 use sluice_format::{DiffId, Limits};
+use sluice_storage::decompress::Compression;
 use sluice_storage::{Descriptor, Manifest};
 
 use super::layers::ConvertedLayer;
 use crate::Error;
-use crate::recompress::Compression;
 
 /// Annotations that say where something lies in the stored bytes of the source layer, by prefix: eStargz and
 /// zstd:chunked. They are wrong for the new blob, and Podman refuses a layer whose zstd:chunked annotations do not hold.

@@ -9,10 +9,10 @@ use futures_util::StreamExt as _;
 use sluice_format::artifact::INDEX_ANNOTATION;
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
 use sluice_format::{BlobDigest, Hasher, IndexLocation, LayerIndex, Limits};
+use sluice_storage::decompress::Compression;
 use sluice_storage::{Blob, Descriptor, ErrorKind, Repository, WritableRepository, stream_whole};
 
 use super::plan::SourceLayer;
-use crate::recompress::Compression;
 use crate::{Error, Source, Target};
 
 /// The index of a layer that needs no conversion.

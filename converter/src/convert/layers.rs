@@ -9,12 +9,13 @@ use std::collections::{BTreeMap, HashSet};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::{BlobDigest, DiffId, IndexLocation, Limits};
+use sluice_storage::decompress::Compression;
 use sluice_storage::stream_whole;
 
 use super::kept::{self, FoundIndex};
 use super::plan::{Plan, SourceLayer};
 use crate::progress::Progress;
-use crate::recompress::{Compression, Expected, RecompressedLayer, Recompressor};
+use crate::recompress::{Expected, RecompressedLayer, Recompressor};
 use crate::report::{LayerReport, Outcome};
 use crate::{Error, Source, Target};
 

@@ -18,6 +18,8 @@ use sluice_format::{LayerIndex, Limits, merge::merge};
 use sluice_storage::Platform;
 use tokio::task::spawn_blocking;
 
+pub use sluice_format::cut::DEFAULT_CHUNK_SIZE;
+
 pub(crate) use self::kept::find_index;
 pub(crate) use self::plan::{ImagePlan, Plan, SourceLayer, read as read_plan};
 
@@ -31,9 +33,6 @@ use crate::{Error, Source, Target};
 
 /// zstd level of new chunks.
 pub const DEFAULT_LEVEL: i32 = 5;
-
-/// Plain bytes in a chunk of a large file.
-pub const DEFAULT_CHUNK_SIZE: u32 = 256 << 10;
 
 /// Bounds of the chunk size: below, the chunk table outweighs the gain; above, a read of one page fetches megabytes.
 const CHUNK_SIZES: std::ops::RangeInclusive<u32> = (16 << 10)..=(4 << 20);

@@ -15,7 +15,6 @@
 mod cut;
 pub(crate) mod decode;
 mod pool;
-mod stored;
 
 use std::sync::Arc;
 
@@ -27,6 +26,7 @@ use sluice_format::{
     BlobDigest, ChunkRef, ChunkTable, DiffId, Digest, Hasher, IndexLocation, LayerIndex, Limits,
     compression::{ChunkEncoder, Codec},
 };
+use sluice_storage::decompress::Compression;
 use sluice_storage::{BlobWriter, ByteStream};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -37,9 +37,6 @@ use self::decode::Decoded;
 use self::pool::{ChunkPool, PendingChunk};
 use crate::Error;
 use crate::error::joined;
-
-pub(crate) use self::decode::Compression;
-pub(crate) use self::stored::StoredReader;
 
 /// Longest piece of stored bytes put into a queue, in bytes. Longer ones are split, so that a queue bounds bytes.
 const STORED_PIECE_LEN: usize = 256 << 10;

@@ -15,13 +15,13 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sluice_format::{BlobDigest, DiffId, Digest, Hasher, Limits, artifact};
 use sluice_storage::ManifestName;
+use sluice_storage::decompress::Compression;
 use sluice_storage::documents::ImageConfig;
 
 use super::archive::{ArchiveRepository, Stored};
 use super::oci_archive::ambiguous;
 use super::tar_file::TarFile;
 use crate::Error;
-use crate::recompress::Compression;
 
 /// Length of the reads that compute the digest of a compressed layer, in bytes.
 const HASH_READ_LEN: u64 = 1 << 20;

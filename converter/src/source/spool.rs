@@ -8,8 +8,9 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
+use sluice_storage::decompress::Compression;
+
 use crate::Error;
-use crate::recompress::Compression;
 
 /// Where large temporary files belong when `TMPDIR` does not say otherwise.
 const LARGE_TEMPORARY_FILES: &str = "/var/tmp";

@@ -12,9 +12,10 @@ mod sections;
 
 pub use footer::{FOOTER_LEN, IndexLocation, frame_index, parse_footer};
 
+use crate::compression::Codec;
 use crate::erofs::{self, DeviceSlot};
 use crate::tree::{DeferredLink, LayerTree, NodeKind};
-use crate::{ChunkTable, DiffId, Digest, FormatError, Limits};
+use crate::{ChunkRef, ChunkTable, DiffId, Digest, FormatError, Limits};
 use header::{Header, SectionKind};
 
 /// Name of this format in errors.
@@ -68,6 +69,30 @@ impl LayerIndex {
         })
     }
 
+    /// Whether a chunk cannot be fetched by itself.
+    pub fn is_streamed(&self) -> bool {
+        let mut chunks = self.chunks.chunks().iter();
+        chunks.any(|chunk| chunk.codec == Codec::Streamed)
+    }
+
+    /// The same layer in a blob that holds its plain bytes as they are.
+    ///
+    /// # Errors
+    /// None for an index that was parsed or made with the same limits.
+    pub fn stored_plain(&self, limits: &Limits) -> Result<Self, FormatError> {
+        let stored = |chunk: &ChunkRef| ChunkRef {
+            stored_off: chunk.plain_off,
+            stored_len: chunk.plain_len,
+            codec: Codec::Stored,
+            ..*chunk
+        };
+        let chunks = self.chunks.chunks().iter().map(stored).collect();
+        Ok(Self {
+            chunks: ChunkTable::new(chunks, self.plain_len(), limits)?,
+            ..self.clone()
+        })
+    }
+
     /// Length of the plain layer in bytes.
     pub fn plain_len(&self) -> u64 {
         self.chunks.plain_len()
@@ -92,6 +117,22 @@ impl LayerIndex {
     /// [`FormatError::Malformed`], [`FormatError::Corrupt`] or [`FormatError::Limit`] for bad bytes,
     /// [`FormatError::Unsupported`] for an index of a newer Sluice.
     pub fn parse(bytes: &[u8], limits: &Limits) -> Result<Self, FormatError> {
+        let index = Self::parse_local(bytes, limits)?;
+        match index.is_streamed() {
+            true => Err(FormatError::malformed(
+                FORMAT,
+                "section chunks",
+                "a chunk has no stored bytes of its own",
+            )),
+            false => Ok(index),
+        }
+    }
+
+    /// [`LayerIndex::parse`] of an index that this host has made: its chunks may be [`Codec::Streamed`].
+    ///
+    /// # Errors
+    /// As [`LayerIndex::parse`].
+    pub fn parse_local(bytes: &[u8], limits: &Limits) -> Result<Self, FormatError> {
         FormatError::check_limit(
             "stored length of a layer index",
             bytes.len() as u64,

@@ -4,6 +4,7 @@
 //! documents/sha256/<digest>    the bytes
 //! locations/<blob digest>      where in a blob its layer index lies, when the manifest does not say: text as in the annotation
 //! tags/<digest of the name>    JSON: the name, the digest of its manifest, when the registry said so
+//! streamed/<DiffID>            JSON: the layer index that this host has made while it streamed the layer
 //! images/<digest of the name>  JSON: an image that was loaded, for people, for pins, and for removing what belongs together
 //! ```
 //!
@@ -31,7 +32,7 @@ const USE_STEP: Duration = Duration::from_secs(60);
 const RECORD_LEN_MAX: u64 = 1 << 20;
 
 /// Directories of documents and records below the cache directory.
-pub(super) const DIRECTORIES: [&str; 4] = ["documents/sha256", "locations", "tags", "images"];
+pub(super) const DIRECTORIES: [&str; 5] = ["documents/sha256", "locations", "tags", "streamed", "images"];
 
 /// What a tag meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,13 @@ pub(crate) struct TagRecord {
     pub(crate) digest: String,
     /// Seconds after the epoch at which the registry said so.
     pub(crate) resolved: u64,
+}
+
+/// The index of a layer that was streamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct StreamedRecord {
+    diff_id: String,
+    index: String,
 }
 
 /// An image that was loaded.
@@ -95,7 +103,13 @@ impl ImageRecord {
         let locations = self.layers.iter().filter_map(|layer| hex(&layer.blob));
         let locations = locations.map(|hex| Path::new("locations").join(hex));
         let tag = tag.map(|tag| Path::new("tags").join(Digest::of(tag.name.as_bytes()).to_hex()));
-        documents.chain(locations).chain(tag).collect()
+        let streamed = self.layers.iter().filter_map(|layer| hex(&layer.diff_id));
+        let streamed = streamed.map(|hex| Path::new("streamed").join(hex));
+        documents
+            .chain(locations)
+            .chain(streamed)
+            .chain(tag)
+            .collect()
     }
 
     fn key(&self) -> String {
@@ -153,6 +167,33 @@ impl Documents {
     pub(crate) fn put_location(&self, blob: &BlobDigest, location: &IndexLocation) {
         let path = self.dir.join("locations").join(blob.0.to_hex());
         self.keep(&path, location.to_string().as_bytes());
+    }
+
+    /// Digest of the layer index that this host has made of a layer.
+    pub(crate) fn streamed(&self, diff_id: &DiffId) -> Option<Digest> {
+        let path = self.streamed_path(diff_id);
+        let record: StreamedRecord = serde_json::from_slice(&read_bounded(&path, RECORD_LEN_MAX)?).ok()?;
+        used(&path);
+        (record.diff_id == diff_id.to_string()).then(|| record.index.parse().ok())?
+    }
+
+    /// Whether this host has made an index of a layer.
+    pub(super) fn is_streamed(&self, diff_id: &DiffId) -> bool {
+        self.streamed_path(diff_id).exists()
+    }
+
+    pub(crate) fn put_streamed(&self, diff_id: &DiffId, index: &Digest) {
+        let record = StreamedRecord {
+            diff_id: diff_id.to_string(),
+            index: index.to_string(),
+        };
+        if let Ok(bytes) = serde_json::to_vec(&record) {
+            self.keep(&self.streamed_path(diff_id), &bytes);
+        }
+    }
+
+    fn streamed_path(&self, diff_id: &DiffId) -> PathBuf {
+        self.dir.join("streamed").join(diff_id.0.to_hex())
     }
 
     /// What a name meant when the registry was last asked.

@@ -3,7 +3,8 @@
 //! One process at a time evicts (a lock on the file `evicting`). It lists what there is with the time of its last use: every chunk of
 //! every layer, whole layers that the kernel was given once, documents and records; leaves out what is pinned, leased, or open
 //! in another process, and the documents of images whose layers are open; and removes the oldest until the goal is reached. Layers without a chunk lose their directory, and
-//! an image tree goes with the last layer of its image.
+//! an image tree goes with the last layer of its image. A layer that this host has streamed goes as a whole: one missing chunk of it costs as
+//! much to fetch as all of them.
 //!
 //! A process opens layers that it does not use for as long as it looks at them. One that another process has open is
 //! left alone altogether, so a reader there never finds its chunks gone.
@@ -157,7 +158,8 @@ impl Cache {
             victims.push(whole(0));
             return;
         };
-        if layer.is_sealed() || layer.states().chunks(true).next().is_none() {
+        let goes_whole = layer.is_sealed() || self.documents.is_streamed(&diff_id);
+        if goes_whole || layer.states().chunks(true).next().is_none() {
             if Arc::strong_count(&layer) == 1 {
                 victims.push(whole(layer.stamps().last()));
             }

@@ -10,6 +10,8 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use tempfile::NamedTempFile;
+
 use super::cuts::Cuts;
 use super::disk::{DiskFile, Observer};
 use super::layer::{CUTS_FILE, DATA_FILE, PRESENCE_FILE, STAMPS_FILE};
@@ -63,6 +65,37 @@ impl OpenFiles {
             presence,
             writable: true,
         })
+    }
+
+    /// Puts a file that holds every plain byte in place as the data of a new generation for these cuts, with no bit set. The file is given back
+    /// when there is a generation for these cuts, which is left as it is.
+    pub(super) fn install(
+        dir: &Path,
+        cuts: &Cuts,
+        data: NamedTempFile,
+        observer: &Observer,
+    ) -> io::Result<Result<Self, NamedTempFile>> {
+        let _locked = lock_dir(dir)?;
+        let presence_path = dir.join(PRESENCE_FILE);
+        let data_path = dir.join(DATA_FILE);
+        if Presence::open(&presence_path, cuts.len(), &cuts.digest(), true, observer)?.is_some() {
+            return Ok(Err(data));
+        }
+        refuse_sealed_in_use(&presence_path)?;
+        // Without its bits the old generation means nothing any more, whatever of it is still there.
+        remove_if_there(&presence_path)?;
+        let data = data.persist(&data_path).map_err(|error| error.error)?;
+        let data = DiskFile::created(data, &data_path, observer);
+        begin(dir, CUTS_FILE, &cuts.encode())?;
+        remove_if_there(&dir.join(STAMPS_FILE))?;
+        remove_if_there(&dir.join(WHOLE_FILE))?;
+        let presence = Presence::begin(&presence_path, cuts.len(), &cuts.digest(), observer)?;
+        presence.join_users()?;
+        Ok(Ok(Self {
+            data,
+            presence,
+            writable: true,
+        }))
     }
 
     /// Opens the generation for these cuts where nothing can be written; one for other cuts is an error.

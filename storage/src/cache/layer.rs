@@ -59,7 +59,33 @@ pub(super) struct LayerFiles {
 impl LayerFiles {
     /// Opens or creates the files of a layer.
     pub(super) fn open(diff_id: DiffId, dir: PathBuf, cuts: Cuts, shared: &Arc<Shared>) -> Self {
-        let files = Self {
+        let files = Self::new(diff_id, dir, cuts, shared);
+        files.files();
+        files
+    }
+
+    /// A layer whose files hold every byte, verified against chunk digests and DiffID while they were written. The next flush brings
+    /// them to the disk and sets the bits.
+    pub(super) fn adopt(
+        diff_id: DiffId,
+        dir: PathBuf,
+        cuts: Cuts,
+        shared: &Arc<Shared>,
+        files: OpenFiles,
+    ) -> io::Result<Self> {
+        let layer = Self::new(diff_id, dir, cuts, shared);
+        for chunk in 0..layer.cuts.len() {
+            layer.states.store(chunk, || Ok::<(), io::Error>(()))?;
+        }
+        layer.stamps.touch_all(shared.clock.now());
+        layer.note_streamed(&files)?;
+        shared.errands.add_unsynced(layer.cuts.plain_len());
+        drop(layer.open.set(files));
+        Ok(layer)
+    }
+
+    fn new(diff_id: DiffId, dir: PathBuf, cuts: Cuts, shared: &Arc<Shared>) -> Self {
+        Self {
             diff_id,
             dir,
             states: ChunkStates::new(cuts.len()),
@@ -72,9 +98,7 @@ impl LayerFiles {
             flushed: Mutex::default(),
             refused: AtomicBool::new(false),
             corrupt: AtomicUsize::new(0),
-        };
-        files.files();
-        files
+        }
     }
 
     pub(super) fn diff_id(&self) -> DiffId {

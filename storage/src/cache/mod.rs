@@ -7,7 +7,8 @@
 //! layers/sha256/<DiffID>/used      when chunks were used (see the stamps module)
 //! layers/sha256/<DiffID>/whole     the whole layer was verified (see the whole module)
 //! image-trees/sha256/<ChainID>     the merged tree of a stack of layers
-//! documents/, locations/, tags/, images/   see the documents module
+//! documents/, locations/, tags/, streamed/, images/   see the documents module
+//! streams/                         layers that are being streamed (see the streamed module)
 //! pins/                            see the pins module
 //! ```
 //!
@@ -38,6 +39,7 @@ mod recover;
 mod space;
 mod stamps;
 mod states;
+mod streamed;
 mod upkeep;
 mod whole;
 
@@ -64,6 +66,8 @@ use self::layer::LayerFiles;
 pub use self::pins::Pin;
 use self::space::{Errands, Outage, Shared, Space};
 use self::stamps::Clock;
+pub(crate) use self::streamed::StreamedFile;
+use self::streamed::Streams;
 pub use self::whole::CompleteFile;
 use crate::sync::lock;
 use crate::{Error, ErrorKind};
@@ -112,6 +116,7 @@ pub struct Cache {
     copies: Copies,
     documents: Documents,
     said_full: AtomicBool,
+    streams: Streams,
 }
 
 impl Cache {
@@ -142,6 +147,7 @@ impl Cache {
             observer: options.observer,
             errands: Errands::default(),
         });
+        streamed::remove_leftovers(&dir);
         shared.space.measure(&dir);
         let cache = Arc::new(Self {
             dir,
@@ -150,6 +156,7 @@ impl Cache {
             open: Mutex::default(),
             copies: Copies::default(),
             said_full: AtomicBool::new(false),
+            streams: Streams::new(),
         });
         if options.upkeep {
             upkeep::start(&cache);

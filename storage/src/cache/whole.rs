@@ -218,6 +218,12 @@ impl LayerFiles {
         Ok(hasher.finish())
     }
 
+    /// Notes that a file was right which nobody has written to since it was.
+    pub(super) fn note_streamed(&self, files: &OpenFiles) -> io::Result<()> {
+        let now = Note::of(files.data.file())?;
+        self.note_whole(files, &now).map(drop)
+    }
+
     /// Notes a layer that was right, unless its file was written to after `before`.
     fn note_whole(&self, files: &OpenFiles, before: &Note) -> io::Result<bool> {
         if Note::of(files.data.file())? != *before {

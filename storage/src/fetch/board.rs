@@ -43,6 +43,13 @@ pub(super) struct Key {
     pub(super) chunk: usize,
 }
 
+impl Key {
+    /// Another chunk of the same layer.
+    pub(super) fn of(self, chunk: usize) -> Self {
+        Self { chunk, ..self }
+    }
+}
+
 /// The right to wait for a chunk.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {

@@ -29,6 +29,9 @@ pub(super) struct Batch {
 
 /// The range around `first`, which is queued in `lane`, with all queued chunks that travel well with it.
 pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane) -> Batch {
+    if source.is_streamed {
+        return Batch::whole(board, source);
+    }
     let most_len = match lane {
         Lane::Demand => RANGE_LEN,
         _ => LONG_RANGE_LEN,
@@ -47,6 +50,20 @@ pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane
 }
 
 impl Batch {
+    /// The whole blob, for all chunks that are queued or not here: they come anyway, and nobody has to ask for the blob once more.
+    fn whole(board: &Board, source: &Arc<Source>) -> Self {
+        let mut batch = Self {
+            source: source.clone(),
+            stored: 0..source.blob.stored_len(),
+            chunks: Vec::new(),
+        };
+        let all = 0..source.index.chunks.chunks().len();
+        batch.chunks = all
+            .filter(|at| board.is_queued(source.layer, *at) || batch.is_useful(board, *at))
+            .collect();
+        batch
+    }
+
     fn extend_forward(&mut self, board: &Board, most_len: u64) {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();

@@ -13,6 +13,8 @@
 //! network, and each lands at once. What the disk cannot keep, `recent` remembers for a while. `readahead` tells what a reader will
 //! want next, and `loader` what a dynamic loader will read of a program.
 //!
+//! Chunks that cannot be fetched by themselves all come in one transfer that reads the whole blob (`streamed`).
+//!
 //! A chunk is fetched to the end when its readers go away. A chunk that fails verification is never kept anywhere.
 
 mod board;
@@ -25,6 +27,7 @@ mod pace;
 pub(crate) mod readahead;
 mod recent;
 mod source;
+mod streamed;
 mod transfer;
 mod upstream;
 
@@ -90,6 +93,7 @@ impl Fetcher {
             cache,
             fetcher: self.clone(),
             upstream: upstream.clone(),
+            is_streamed: layer.index.is_streamed(),
         })
     }
 

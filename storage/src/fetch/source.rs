@@ -19,6 +19,8 @@ pub(crate) struct Source {
     pub(crate) cache: Option<CachedLayer>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) upstream: Arc<Upstream>,
+    /// Chunks cannot be fetched one by one; see [`crate::stream`].
+    pub(crate) is_streamed: bool,
 }
 
 impl Source {
@@ -62,13 +64,18 @@ impl Source {
                 return Err(error);
             }
         };
+        self.keep(at, &plain);
+        Ok(plain)
+    }
+
+    /// Keeps the verified bytes of a chunk. Blocks on the disk.
+    pub(crate) fn keep(&self, at: usize, plain: &Bytes) {
         let kept = self
             .cache
             .as_ref()
-            .is_some_and(|cache| cache.store_chunk(at, &plain));
+            .is_some_and(|cache| cache.store_chunk(at, plain));
         if !kept {
-            self.fetcher.recent.put(chunk.digest, plain.clone());
+            self.fetcher.recent.put(self.chunk(at).digest, plain.clone());
         }
-        Ok(plain)
     }
 }

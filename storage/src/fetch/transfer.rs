@@ -30,7 +30,7 @@ pub(super) struct Transfer {
     pub(super) course: Arc<Course>,
     /// Wait for the first byte after which a second request is worth it.
     late_after: Option<Duration>,
-    received: AtomicU64,
+    pub(super) received: AtomicU64,
     failure: Option<Error>,
 }
 
@@ -61,7 +61,11 @@ impl Transfer {
 
     /// Fetches the range and lands its chunks. Chunks that cannot be fetched land with the error.
     pub(super) async fn run(mut self) {
-        self.failure = self.fetch().await.err();
+        let fetched = match self.batch.source.is_streamed {
+            true => self.stream().await,
+            false => self.fetch().await,
+        };
+        self.failure = fetched.err();
     }
 
     async fn fetch(&self) -> Result<(), Error> {
@@ -167,7 +171,7 @@ impl Transfer {
         self.course.reach(body.stored_off + body.arrived.len() as u64);
     }
 
-    fn key(&self, at: usize) -> Key {
+    pub(super) fn key(&self, at: usize) -> Key {
         Key {
             layer: self.batch.source.layer,
             chunk: at,

@@ -1,4 +1,4 @@
-//! The stored bytes of a source layer, as a reader for the decoder's thread.
+//! The stored bytes of a layer, as a reader for the decoder's thread.
 //!
 //! Pieces arrive over a bounded channel from the task that reads the network or the disk. Every piece is counted and
 //! added to the blob digest on its way to the decoder, so that all stored bytes are covered whatever the decoder skips.
@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 /// Reads the pieces of a channel in order; the end of the channel is the end of the blob. Must not be used on a thread
 /// of the async runtime.
 #[derive(Debug)]
-pub(crate) struct StoredReader {
+pub struct StoredReader {
     pieces: mpsc::Receiver<Bytes>,
     current: Bytes,
     hasher: Hasher,
@@ -20,7 +20,8 @@ pub(crate) struct StoredReader {
 }
 
 impl StoredReader {
-    pub(crate) fn new(pieces: mpsc::Receiver<Bytes>) -> Self {
+    /// A reader of the pieces that come over a channel.
+    pub fn new(pieces: mpsc::Receiver<Bytes>) -> Self {
         Self {
             pieces,
             current: Bytes::new(),
@@ -37,7 +38,7 @@ impl StoredReader {
     }
 
     /// The next `len` bytes without consuming them; fewer at the end of the blob.
-    pub(crate) fn peek(&mut self, len: usize) -> &[u8] {
+    pub fn peek(&mut self, len: usize) -> &[u8] {
         if self.current.len() < len {
             let mut joined = BytesMut::from(&self.current[..]);
             while joined.len() < len
@@ -51,7 +52,7 @@ impl StoredReader {
     }
 
     /// Takes in what the decoder left and gives digest and length of all stored bytes.
-    pub(crate) fn finish(mut self) -> (Digest, u64) {
+    pub fn finish(mut self) -> (Digest, u64) {
         while self.receive().is_some() {}
         (self.hasher.finish(), self.stored_len)
     }
