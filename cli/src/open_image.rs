@@ -14,8 +14,8 @@ use sluice_format::{ChainId, DiffId, Limits, Profile};
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, RecordingOptions};
 use sluice_storage::{
     Cache, Fetcher, Lane, LazyImage, LazyLayer, ManifestName, PlainLayer, PlainLayerOptions, Platform,
-    ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage, Timeline, load_resolved_image_cached,
-    resolve_image_cached,
+    ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage, StreamProgress, Timeline,
+    load_resolved_image_streaming, resolve_image_cached,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -39,6 +39,8 @@ pub(crate) struct Opener {
     pub(crate) timeline: Option<Arc<Timeline>>,
     /// Whether starts are recorded and replayed.
     pub(crate) uses_profiles: bool,
+    /// Told of layers that have no index and are streamed.
+    pub(crate) progress: Arc<dyn StreamProgress>,
 }
 
 /// An image that can be mounted.
@@ -65,7 +67,15 @@ impl Opener {
         let resolved = resolve_image_cached(repository, name, platform, &limits, &self.cache).await?;
         self.done("manifest resolved");
         let store = ProfileStore::new(self.cache.path());
-        let image = load_resolved_image_cached(repository, name, platform, &resolved, &limits, &self.cache);
+        let image = load_resolved_image_streaming(
+            repository,
+            name,
+            platform,
+            &resolved,
+            &limits,
+            &self.cache,
+            self.progress.as_ref(),
+        );
         let (image, known) = tokio::join!(image, self.find_profile(repository, &resolved, store.clone()));
         let image = image?;
         self.done("indexes loaded");

@@ -1,4 +1,4 @@
-//! Progress bars on standard error, shown only on a terminal.
+//! Progress bars on standard error, shown only on a terminal: of conversions, and of layers that are streamed.
 //!
 //! One bar for the whole image and one for each layer under way. Counts are stored bytes of the source.
 
@@ -11,6 +11,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use sluice_converter::progress::Progress;
 use sluice_converter::report::Outcome;
 use sluice_format::BlobDigest;
+use sluice_storage::StreamProgress;
 
 use crate::wiring;
 
@@ -20,7 +21,7 @@ const REDRAWS_PER_SECOND: u8 = 10;
 /// Hex digits of a digest that tell layers apart for a person.
 const SHORT_DIGEST_LEN: usize = 12;
 
-/// Bars of one conversion.
+/// Bars of one image.
 pub(crate) struct Bars {
     all: MultiProgress,
     total: ProgressBar,
@@ -35,7 +36,7 @@ impl fmt::Debug for Bars {
 
 impl Bars {
     /// Bars that appear when work is planned; none at all for `hidden` or when standard error is no terminal.
-    fn new(hidden: bool) -> Self {
+    pub(crate) fn new(hidden: bool) -> Self {
         let target = if hidden {
             ProgressDrawTarget::hidden()
         } else {
@@ -53,7 +54,7 @@ impl Bars {
     }
 
     /// Removes all bars, so that the result is printed on a clean terminal.
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         self.layers().clear();
         // A terminal that went away needs no cleaning.
         let _ = self.all.clear();
@@ -81,13 +82,13 @@ fn style(template: &str) -> ProgressStyle {
         .progress_chars("=> ")
 }
 
-impl Progress for Bars {
-    fn planned(&self, _layers: usize, stored_len: u64) {
+impl Bars {
+    fn begin(&self, stored_len: u64) {
         self.total.set_length(stored_len);
         self.total.enable_steady_tick(Duration::from_millis(200));
     }
 
-    fn layer_started(&self, layer: BlobDigest, stored_len: u64) {
+    fn begin_layer(&self, layer: BlobDigest, stored_len: u64) {
         let short: String = layer.0.to_hex().chars().take(SHORT_DIGEST_LEN).collect();
         let bar = ProgressBar::new(stored_len)
             .with_style(style("{prefix:>12} [{bar:30}] {bytes}/{total_bytes}"))
@@ -96,17 +97,53 @@ impl Progress for Bars {
         self.layers().insert(layer, bar);
     }
 
-    fn layer_advanced(&self, layer: BlobDigest, stored_bytes: u64) {
+    fn advance(&self, layer: BlobDigest, stored_bytes: u64) {
         self.total.inc(stored_bytes);
         if let Some(bar) = self.layers().get(&layer) {
             bar.inc(stored_bytes);
         }
     }
 
-    fn layer_finished(&self, layer: BlobDigest, _outcome: Outcome) {
+    fn end_layer(&self, layer: BlobDigest) {
         if let Some(bar) = self.layers().remove(&layer) {
             bar.finish_and_clear();
             self.all.remove(&bar);
         }
+    }
+}
+
+impl Progress for Bars {
+    fn planned(&self, _layers: usize, stored_len: u64) {
+        self.begin(stored_len);
+    }
+
+    fn layer_started(&self, layer: BlobDigest, stored_len: u64) {
+        self.begin_layer(layer, stored_len);
+    }
+
+    fn layer_advanced(&self, layer: BlobDigest, stored_bytes: u64) {
+        self.advance(layer, stored_bytes);
+    }
+
+    fn layer_finished(&self, layer: BlobDigest, _outcome: Outcome) {
+        self.end_layer(layer);
+    }
+}
+
+impl StreamProgress for Bars {
+    fn planned(&self, _layers: usize, stored_len: u64) {
+        self.begin(stored_len);
+    }
+
+    fn started(&self, layer: BlobDigest, stored_len: u64) {
+        self.begin_layer(layer, stored_len);
+    }
+
+    fn advanced(&self, layer: BlobDigest, bytes: u64) {
+        self.advance(layer, bytes);
+    }
+
+    fn finished(&self, layer: BlobDigest) {
+        self.end_layer(layer);
     }
 }

@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use crate::args::{FrontArg, MountArgs};
 use crate::open_image::{OpenImage, Opener, read_ahead_kib};
+use crate::progress::Bars;
 use crate::wiring::{EndSignals, Interrupted};
 use crate::{output, wiring};
 
@@ -48,11 +49,14 @@ async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
     let registries = wiring::registries(&args.common)?;
     let timeline = args.stats.as_ref().map(|_| Arc::new(Timeline::new()));
     let counters = Arc::new(Counters::default());
-    let opener = opener(args, timeline.clone(), &counters)?;
-    let mut open = tokio::select! {
-        open = open(args, &registries, &opener) => open?,
-        () = signals.recv() => return Err(Interrupted.into()),
+    let bars = Arc::new(Bars::new(args.common.json));
+    let opener = opener(args, timeline.clone(), &counters, &bars)?;
+    let open = tokio::select! {
+        open = open(args, &registries, &opener) => open,
+        () = signals.recv() => Err(Interrupted.into()),
     };
+    bars.clear();
+    let mut open = open?;
     // Mounting takes milliseconds and is not interruptible; a signal that arrives meanwhile is seen right after it.
     let runtime = Handle::current();
     let request = request(args, &open);
@@ -84,6 +88,7 @@ fn opener(
     args: &MountArgs,
     timeline: Option<Arc<Timeline>>,
     counters: &Arc<Counters>,
+    bars: &Arc<Bars>,
 ) -> anyhow::Result<Opener> {
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
     let cache_options = CacheOptions {
@@ -96,6 +101,7 @@ fn opener(
         policy: read_policy(args),
         timeline,
         uses_profiles: !args.no_profile,
+        progress: bars.clone(),
     })
 }
 

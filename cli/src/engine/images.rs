@@ -2,7 +2,8 @@
 //!
 //! A pull asks for every layer of an image within moments, and its container is mounted right after. So an image is loaded
 //! once, however many ask at the same time, and kept until enough others were used. Loading takes documents from the cache
-//! where it has them: after a restart, or without the registry, an image is loaded from the disk.
+//! where it has them: after a restart, or without the registry, an image is loaded from the disk. Layers without an index are streamed
+//! as part of loading, all at once, so the first request of a pull waits until the image is complete.
 
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,8 +15,8 @@ use sluice_format::{ChainId, Digest, Limits, Profile};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::registry::RegistryClient;
 use sluice_storage::{
-    Cache, ErrorKind, LazyImage, LazyLayer, ManifestName, Platform, ProfileStore, Reference, Repository,
-    load_resolved_image_cached, profile, resolve_image_cached,
+    Cache, ErrorKind, LazyImage, LazyLayer, ManifestName, NoProgress, Platform, ProfileStore, Reference,
+    Repository, load_resolved_image_streaming, profile, resolve_image_cached,
 };
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
@@ -78,11 +79,16 @@ impl Loaded {
     }
 }
 
+/// Whether the client may do what cannot be done here: it has a disk of its own for unpacked layers, and may know more kinds of them.
+fn leaves_it_to_the_client(error: &sluice_storage::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NoSpace)
+}
+
 /// What an image turned out to be.
 #[derive(Clone, Debug)]
 enum Found {
     Lazy(Arc<Loaded>),
-    /// Some layer has no index.
+    /// Some layer is of a kind that is not served, or the cache has no place for it.
     Ordinary,
 }
 
@@ -111,7 +117,7 @@ impl LoadedImages {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An image, loaded if need be; `None` when it cannot be served because a layer has no index.
+    /// An image, loaded if need be; `None` when it is left to the client.
     ///
     /// # Errors
     /// What hinders loading it. Not remembered: the next call tries again.
@@ -157,12 +163,20 @@ impl LoadedImages {
         let began = Instant::now();
         let resolved = resolve_image_cached(&repository, &name, &platform, &limits, &self.cache).await?;
         let resolve_time = began.elapsed();
-        let loaded =
-            load_resolved_image_cached(&repository, &name, &platform, &resolved, &limits, &self.cache).await;
-        let image = match loaded {
+        let loaded = load_resolved_image_streaming(
+            &repository,
+            &name,
+            &platform,
+            &resolved,
+            &limits,
+            &self.cache,
+            &NoProgress,
+        );
+        let image = match loaded.await {
             Ok(image) => image,
-            Err(error) if error.kind() == ErrorKind::Unsupported => {
-                tracing::info!(image = key.reference, reason = %error, "the image is left to the client");
+            Err(error) if leaves_it_to_the_client(&error) => {
+                let reason = format!("{:#}", anyhow::Error::from(error));
+                tracing::warn!(image = key.reference, reason, "the image is left to the client");
                 return Ok(Found::Ordinary);
             }
             Err(error) => return Err(error.into()),

@@ -5,7 +5,7 @@
 //! mount over them ([`layers`], [`trees`]). Elsewhere each tree has a FUSE session of its own. [`images`] keeps the indexes
 //! of the images used last; [`starts`] fetches ahead what earlier starts of a container's image demanded, and learns.
 //!
-//! A layer is served when the whole image has layer indexes and everything below it is served too; an image tree over
+//! A layer is served when the whole image has layer indexes, or was streamed to get them, and everything below it is served too; an image tree over
 //! unpacked layers would need whiteouts, which the trees here do not keep.
 //!
 //! What is mounted is never taken over from an earlier process: its tree is mounted anew on the same directory. Containers

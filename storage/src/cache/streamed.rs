@@ -42,6 +42,8 @@ pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;
 pub(super) struct Streams {
     turns: Mutex<HashMap<DiffId, Weak<tokio::sync::Mutex<()>>>>,
     at_once: Arc<Semaphore>,
+    /// Layers that were adopted since the last flush, so that whoever mounts them next need not wait for the disk, nor verify them anew.
+    fresh: Mutex<Vec<Arc<LayerFiles>>>,
 }
 
 impl Streams {
@@ -50,7 +52,13 @@ impl Streams {
         Self {
             turns: Mutex::default(),
             at_once: Arc::new(Semaphore::new(cores.clamp(AT_ONCE_MIN, AT_ONCE_MAX))),
+            fresh: Mutex::default(),
         }
+    }
+
+    /// Lets go of layers that are on the disk now.
+    pub(super) fn flushed(&self) {
+        drop(std::mem::take(&mut *lock(&self.fresh)));
     }
 }
 
@@ -175,6 +183,7 @@ impl Cache {
                 files
             }
         };
+        lock(&self.streams.fresh).push(files.clone());
         Ok(CachedLayer {
             files,
             cache: self.clone(),

@@ -66,6 +66,7 @@ impl Cache {
     pub fn flush(&self) -> u64 {
         let stored = self.shared.errands.take_unsynced();
         self.open_layers().iter().for_each(|layer| layer.flush());
+        self.streams.flushed();
         stored
     }
 

@@ -14,6 +14,8 @@ mod again;
 mod pipeline;
 mod ranges;
 mod scanned;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::fmt::Debug;
