@@ -444,11 +444,15 @@ async fn locate_index(
         artifact::OCI_LAYER_ZSTD | artifact::DOCKER_LAYER_ZSTD
     );
     let stored_len = blob.stored_len();
-    if !is_zstd || stored_len < FOOTER_LEN {
+    if !is_zstd || stored_len < FOOTER_LEN || offline::has_no_index(cache, layer.digest).await {
         return Ok(None);
     }
     let tail = blob.read_range(stored_len - FOOTER_LEN..stored_len).await?;
-    Ok(parse_footer(&tail, stored_len)?)
+    let found = parse_footer(&tail, stored_len)?;
+    if found.is_none() {
+        offline::keep_no_index(cache, layer.digest).await;
+    }
+    Ok(found)
 }
 
 fn no_index(layer: &Descriptor, number: usize, image: &str) -> Error {

@@ -140,6 +140,24 @@ pub(crate) async fn location(cache: Option<&Arc<Cache>>, blob: BlobDigest) -> Op
     found.await.ok()?
 }
 
+/// Whether a blob is known to hold no index.
+pub(crate) async fn has_no_index(cache: Option<&Arc<Cache>>, blob: BlobDigest) -> bool {
+    let Some(cache) = cache.cloned() else { return false };
+    let found = blocking::run("read the cache", move || Ok(cache.documents().has_no_index(&blob)));
+    found.await.unwrap_or(false)
+}
+
+/// Notes that a blob holds no index, so that nobody need ask for its end again.
+pub(crate) async fn keep_no_index(cache: Option<&Arc<Cache>>, blob: BlobDigest) {
+    let Some(cache) = cache.cloned() else { return };
+    let kept = blocking::run("write the cache", move || {
+        cache.documents().put_no_index(&blob);
+        Ok(())
+    });
+    // What is not kept is asked for again.
+    let _ = kept.await;
+}
+
 /// Keeps a document, and that `tag` means it.
 async fn keep(cache: &Arc<Cache>, digest: Digest, bytes: Bytes, tag: Option<String>) {
     let cache = cache.clone();

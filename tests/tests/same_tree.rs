@@ -1,10 +1,10 @@
 //! Promise: a mounted image has the tree that containerd's overlayfs unpack of the unconverted image has, in both front
-//! ends, whatever odd things its layers do.
+//! ends, whatever odd things its layers do, and whether it was converted or is streamed as it is.
 
 use anyhow::Result;
 use sluice_tests::containerd::Containerd;
 use sluice_tests::document::Layout;
-use sluice_tests::images::{Image, apart, edge, large};
+use sluice_tests::images::{Compression, Entry, Image, ImageBuilder, Layer, apart, edge, large};
 use sluice_tests::mounted::{FRONTS, Mounting};
 use sluice_tests::registry::CountingRegistry;
 use sluice_tests::scratch::Scratch;
@@ -133,6 +133,45 @@ fn privileged_a_directory_of_a_hundred_thousand_entries_is_whole() -> Result<()>
     let scratch = Scratch::new("wide")?;
     let image = large::wide_directory(&scratch.join("source"), 100_000)?;
     assert_same_tree_converted_now(&image, &scratch, &by_containerd())
+}
+
+#[test]
+fn privileged_every_odd_tar_entry_looks_the_same_when_the_image_is_streamed() -> Result<()> {
+    let scratch = Scratch::new("edge-streamed")?;
+    let image = edge::write(&scratch.join("source"))?;
+    let exceptions = Exceptions::of_containerd(&edge::IMPLIED_DIRECTORIES, &edge::LOST_A_NAME);
+    assert_same_tree(&image.layout, &image.tag, &image.reference(), &exceptions)
+}
+
+#[test]
+fn privileged_layers_of_every_compression_are_streamed_alike() -> Result<()> {
+    let scratch = Scratch::new("compressions")?;
+    let all = [
+        Compression::None,
+        Compression::Gzip,
+        Compression::GzipMembers(70_000),
+        Compression::Zstd,
+        Compression::ZstdFrames(90_000),
+    ];
+    let layer = |(at, compression): (u64, Compression)| {
+        let own = Entry::generated(format!("of-{at}"), 700_000 + at, at);
+        let shared = Entry::generated("of-all", 200_000 - at, 100 + at);
+        Layer::of([own, shared, Entry::directory("d", 0o755)]).compression(compression)
+    };
+    let layers = (0..).zip(all).map(layer);
+    let image = ImageBuilder::new()
+        .layers(layers)
+        .layer(Layer::new())
+        .layer(Layer::new().closing_blocks(0))
+        .write(&scratch.join("source"), "all")?;
+    assert_same_tree(&image.layout, &image.tag, &image.reference(), &by_containerd())
+}
+
+#[test]
+fn privileged_a_small_real_image_is_the_same_when_it_is_streamed() -> Result<()> {
+    let layout = debian::layout()?;
+    let reference = format!("oci:{}:{}", layout.directory.display(), debian::SMALL);
+    assert_same_tree(&layout, debian::SMALL, &reference, &by_containerd())
 }
 
 #[test]

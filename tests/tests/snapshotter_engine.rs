@@ -1,4 +1,5 @@
-//! Promise: real containerd starts containers of converted images through `sluice snapshotter`, and fetches little of them;
+//! Promise: real containerd starts containers of converted images through `sluice snapshotter`, and fetches little of them; of images that
+//! are not, every layer is claimed too, and fetched once, by Sluice alone;
 //! containers start again after the service was restarted; and when image and containers are removed, nothing is left but
 //! the cache.
 
@@ -14,7 +15,7 @@ use anyhow::{Context, Result, ensure};
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::document::Layout;
 use sluice_tests::images::{Entry, ImageBuilder, Layer};
-use sluice_tests::registry::{CountingRegistry, DistributionRegistry};
+use sluice_tests::registry::{Class, CountingRegistry, DistributionRegistry};
 use sluice_tests::scratch::Scratch;
 use sluice_tests::{mountinfo, process, sluice};
 
@@ -274,6 +275,46 @@ fn privileged_containerd_1_starts_containers_lazily_over_fuse() -> Result<()> {
     life("fuse")
 }
 
+/// The whole life of an image without indexes: its layers come once, and not through containerd.
+fn streamed_life(front: &str) -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "c")?;
+    let registry = CountingRegistry::serve(&image.layout)?;
+    let mut host = Host::start(Release::One, &registry.address(), front)?;
+    ensure!(host.pull()? == (4, 4), "every layer is served");
+    let layers: u64 = image.layers.iter().map(|layer| layer.stored_len).sum();
+    let moved = registry.traffic().bytes(Class::Blob);
+    // Beside the layers, the config, for containerd and for Sluice.
+    ensure!(
+        moved >= layers && moved < layers + 50_000,
+        "{moved} bytes of layers of {layers}\n{}",
+        registry.traffic().describe()
+    );
+    let content = host.ctr(&["content", "ls", "-q"])?;
+    let unpacked = image.layers.iter().find(|layer| content.contains(&layer.digest));
+    ensure!(unpacked.is_none(), "containerd has fetched {unpacked:?}");
+    registry.traffic().clear();
+    host.run("first")?;
+    host.restart_service(front)?;
+    host.run("second")?;
+    ensure!(
+        registry.traffic().count(Class::Blob) == 0,
+        "everything is here:\n{}",
+        registry.traffic().describe()
+    );
+    host.remove_image()
+}
+
+#[test]
+fn privileged_an_image_without_indexes_is_streamed_and_claimed_over_erofs() -> Result<()> {
+    streamed_life("erofs")
+}
+
+#[test]
+fn privileged_an_image_without_indexes_is_streamed_and_claimed_over_fuse() -> Result<()> {
+    streamed_life("fuse")
+}
+
 #[test]
 fn privileged_a_killed_service_starts_again_over_what_it_left() -> Result<()> {
     let source = Scratch::new("engine-source")?;
@@ -332,7 +373,7 @@ fn privileged_images_of_a_real_registry_start_whether_converted_or_not() -> Resu
             .arg(&target),
     )?;
     host.reference = format!("{}/test:c", plain.address());
-    ensure!(host.pull()? == (4, 0), "no layer is served");
+    ensure!(host.pull()? == (4, 4), "every layer is served");
     host.run("ordinary")?;
     host.remove_image()
 }

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! documents/sha256/<digest>    the bytes
-//! locations/<blob digest>      where in a blob its layer index lies, when the manifest does not say: text as in the annotation
+//! locations/<blob digest>      where in a blob its layer index lies, when the manifest does not say: text as in the annotation,
+//!                              or "none"
 //! tags/<digest of the name>    JSON: the name, the digest of its manifest, when the registry said so
 //! streamed/<DiffID>            JSON: the layer index that this host has made while it streamed the layer
 //! images/<digest of the name>  JSON: an image that was loaded, for people, for pins, and for removing what belongs together
@@ -30,6 +31,9 @@ const USE_STEP: Duration = Duration::from_secs(60);
 
 /// Longest record that is read; one of 512 layers has a tenth of it.
 const RECORD_LEN_MAX: u64 = 1 << 20;
+
+/// Text in place of a location when a blob holds no index.
+const NO_INDEX: &[u8] = b"none";
 
 /// Directories of documents and records below the cache directory.
 pub(super) const DIRECTORIES: [&str; 5] = ["documents/sha256", "locations", "tags", "streamed", "images"];
@@ -162,6 +166,22 @@ impl Documents {
         let text = String::from_utf8(read_bounded(&path, RECORD_LEN_MAX)?).ok()?;
         used(&path);
         text.parse().ok()
+    }
+
+    /// Whether the blob is known to hold no layer index.
+    pub(crate) fn has_no_index(&self, blob: &BlobDigest) -> bool {
+        let path = self.dir.join("locations").join(blob.0.to_hex());
+        let found = read_bounded(&path, RECORD_LEN_MAX);
+        found.is_some_and(|text| text == NO_INDEX) && {
+            used(&path);
+            true
+        }
+    }
+
+    /// Notes that a blob holds no layer index.
+    pub(crate) fn put_no_index(&self, blob: &BlobDigest) {
+        let path = self.dir.join("locations").join(blob.0.to_hex());
+        self.keep(&path, NO_INDEX);
     }
 
     pub(crate) fn put_location(&self, blob: &BlobDigest, location: &IndexLocation) {
