@@ -11,6 +11,8 @@
 //! A footer's index is as trustworthy as the connection: its digest comes from the same blob. The annotation's is pinned by
 //! the manifest.
 
+mod unindexed;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -24,10 +26,11 @@ use sluice_format::{
     BlobDigest, ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree,
 };
 
+use self::unindexed::{Found, Without, complete, no_index};
 use crate::cache::Cache;
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
 use crate::offline::{self, Remembering, full_name};
-use crate::stream::{self as streaming, StreamProgress, Unindexed};
+use crate::stream::StreamProgress;
 use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
 
 /// Layer indexes fetched at the same time: more than nearly every image has layers, fewer than a registry's patience.
@@ -46,6 +49,8 @@ pub struct LazyImage {
     pub layers: Vec<LazyLayer>,
     /// Stored bytes of all layer indexes.
     pub index_bytes: u64,
+    /// Stored bytes of layers without an index that were streamed now.
+    pub streamed_bytes: u64,
 }
 
 impl LazyImage {
@@ -235,22 +240,6 @@ pub async fn load_resolved_image_streaming(
     Ok(image)
 }
 
-/// What becomes of layers without an index.
-#[derive(Clone, Copy)]
-struct Without<'a> {
-    /// Where documents are kept, and indexes that this host has made.
-    cache: Option<&'a Arc<Cache>>,
-    /// Told of layers that are streamed; without it they are refused.
-    progress: Option<&'a dyn StreamProgress>,
-}
-
-impl Without<'_> {
-    const REFUSE: Self = Self {
-        cache: None,
-        progress: None,
-    };
-}
-
 async fn load_resolved(
     repository: &dyn Repository,
     resolved: &ResolvedImage,
@@ -264,7 +253,7 @@ async fn load_resolved(
 
     let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
     check_count(image, &diff_ids, &loaded)?;
-    let loaded = complete(loaded, &diff_ids, image, limits, unindexed).await?;
+    let (loaded, streamed_bytes) = complete(loaded, &diff_ids, image, limits, unindexed).await?;
     check_diff_ids(image, &diff_ids, &loaded)?;
     let index_bytes = loaded.iter().map(|(_, stored_len)| stored_len).sum();
     Ok(LazyImage {
@@ -273,6 +262,7 @@ async fn load_resolved(
         config,
         layers: loaded.into_iter().map(|(layer, _)| layer).collect(),
         index_bytes,
+        streamed_bytes,
     })
 }
 
@@ -321,14 +311,6 @@ async fn load_indexes(
         loads.push(load_layer(blob, descriptor, at + 1, image, limits, unindexed).boxed());
     }
     stream::iter(loads).buffered(INDEXES_AT_ONCE).try_collect().await
-}
-
-/// A layer as the repository has it.
-#[derive(Debug)]
-enum Found {
-    /// With its index, which takes so many stored bytes.
-    Indexed(LazyLayer, u64),
-    NoIndex(Descriptor, Arc<dyn Blob>),
 }
 
 async fn load_layer(
@@ -455,14 +437,6 @@ async fn locate_index(
     Ok(found)
 }
 
-fn no_index(layer: &Descriptor, number: usize, image: &str) -> Error {
-    let message = format!(
-        "layer {number} ({}) of {image} has no Sluice index; convert it first: sluice convert SRC DST",
-        layer.digest
-    );
-    Error::new(ErrorKind::Unsupported, message)
-}
-
 /// Verifies and parses the index of a blob of `stored_len` bytes.
 fn parse_index(
     what: &str,
@@ -493,66 +467,6 @@ fn parse_index(
         return Err(Error::new(ErrorKind::Corrupt, message));
     }
     Ok(index)
-}
-
-/// Makes up for the layers without an index: with one that this host has made, or makes now.
-async fn complete(
-    found: Vec<Found>,
-    diff_ids: &[DiffId],
-    image: &str,
-    limits: &Limits,
-    unindexed: Without<'_>,
-) -> Result<Vec<(LazyLayer, u64)>, Error> {
-    let mut without = Vec::new();
-    for (found, diff_id) in found.iter().zip(diff_ids) {
-        if let Found::NoIndex(descriptor, blob) = found {
-            without.push(Unindexed {
-                descriptor: descriptor.clone(),
-                blob: blob.clone(),
-                diff_id: *diff_id,
-            });
-        }
-    }
-    let made = match (unindexed.cache, unindexed.progress) {
-        (Some(cache), Some(progress)) if !without.is_empty() => {
-            let stored_len: u64 = without.iter().map(|layer| layer.descriptor.size).sum();
-            tracing::info!(
-                image,
-                layers = found.len(),
-                without_index = without.len(),
-                stored_len,
-                "layers without an index are streamed as a whole, unless they are here; the others are lazy"
-            );
-            streaming::stream_layers(&without, cache, limits, progress).await?
-        }
-        (Some(cache), _) => known(&without, &found, image, limits, cache).await?,
-        (None, _) => Vec::new(),
-    };
-    let mut made = made.into_iter();
-    let complete = found.into_iter().filter_map(|found| match found {
-        Found::Indexed(layer, stored_len) => Some((layer, stored_len)),
-        Found::NoIndex(..) => made.next().map(|layer| (layer, 0)),
-    });
-    Ok(complete.collect())
-}
-
-/// The layers with indexes that this host has made earlier.
-async fn known(
-    without: &[Unindexed],
-    found: &[Found],
-    image: &str,
-    limits: &Limits,
-    cache: &Arc<Cache>,
-) -> Result<Vec<LazyLayer>, Error> {
-    let mut known = Vec::with_capacity(without.len());
-    let numbers = (1..).zip(found).filter(|(_, found)| matches!(found, Found::NoIndex(..)));
-    for (layer, (number, _)) in without.iter().zip(numbers) {
-        match layer.known(cache, limits).await? {
-            Some(layer) => known.push(layer),
-            None => return Err(no_index(&layer.descriptor, number, image)),
-        }
-    }
-    Ok(known)
 }
 
 fn check_count(image: &str, listed: &[DiffId], layers: &[Found]) -> Result<(), Error> {

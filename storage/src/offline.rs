@@ -143,7 +143,9 @@ pub(crate) async fn location(cache: Option<&Arc<Cache>>, blob: BlobDigest) -> Op
 /// Whether a blob is known to hold no index.
 pub(crate) async fn has_no_index(cache: Option<&Arc<Cache>>, blob: BlobDigest) -> bool {
     let Some(cache) = cache.cloned() else { return false };
-    let found = blocking::run("read the cache", move || Ok(cache.documents().has_no_index(&blob)));
+    let found = blocking::run("read the cache", move || {
+        Ok(cache.documents().has_no_index(&blob))
+    });
     found.await.unwrap_or(false)
 }
 

@@ -134,8 +134,12 @@ struct Host {
 
 impl Host {
     fn start(release: Release, address: &str, front: &str) -> Result<Self> {
+        Self::start_with(release, address, front, &[])
+    }
+
+    fn start_with(release: Release, address: &str, front: &str, options: &[&str]) -> Result<Self> {
         let scratch = Scratch::new("engine")?;
-        let service = Service::start(&scratch, &["--front", front])?;
+        let service = Service::start(&scratch, &[&["--front", front], options].concat())?;
         let socket = scratch.join("p.sock");
         let proxy = Proxy {
             name: NAME,
@@ -313,6 +317,32 @@ fn privileged_an_image_without_indexes_is_streamed_and_claimed_over_erofs() -> R
 #[test]
 fn privileged_an_image_without_indexes_is_streamed_and_claimed_over_fuse() -> Result<()> {
     streamed_life("fuse")
+}
+
+#[test]
+fn privileged_an_image_that_the_cache_has_no_place_for_is_left_to_containerd() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "c")?;
+    let registry = CountingRegistry::serve(&image.layout)?;
+    let quota = ["--cache-quota", "20000000"];
+    let host = Host::start_with(Release::One, &registry.address(), "auto", &quota)?;
+    ensure!(host.pull()? == (4, 0), "no layer is served");
+    host.run("ordinary")?;
+    host.remove_image()
+}
+
+#[test]
+fn privileged_containerd_2_streams_an_image_through_its_transfer_service() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "c")?;
+    let registry = CountingRegistry::serve(&image.layout)?;
+    let host = Host::start(Release::Two, &registry.address(), "auto")?;
+    host.containerd.pull_into(NAME, &host.reference)?;
+    host.run("first")?;
+    let content = host.ctr(&["content", "ls", "-q"])?;
+    let fetched = image.layers.iter().find(|layer| content.contains(&layer.digest));
+    ensure!(fetched.is_none(), "containerd has fetched {fetched:?}");
+    host.remove_image()
 }
 
 #[test]

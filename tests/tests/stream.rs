@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
@@ -151,7 +152,9 @@ fn privileged_cuts_at_any_byte_are_resumed_where_they_were() -> Result<()> {
             times: Countdown::times(5),
         };
         // Each at least so far that the transfer counts as getting on.
-        let faults = (0..2).fold(FaultSet::none(), |faults, _| faults.with(cut(70_000 + next(900_000))));
+        let faults = (0..2).fold(FaultSet::none(), |faults, _| {
+            faults.with(cut(70_000 + next(900_000)))
+        });
         let registry = CountingRegistry::serve_with(&image.layout, faults)?;
         let mounted = Mounting::new(&registry.reference("s"), "erofs").mount()?;
         check(&mounted)?;
@@ -217,8 +220,14 @@ fn privileged_a_registry_that_goes_and_a_cache_that_is_full_are_clear_errors() -
     registry.vanish();
     let status = mounted.wait_end(Duration::from_secs(180))?;
     let printed = mounted.printed();
-    ensure!(!status.success() && printed.contains("cannot be streamed"), "{printed}");
-    ensure!(count(&cache.join("streams")) == 0, "nothing is left of unfinished layers");
+    ensure!(
+        !status.success() && printed.contains("cannot be streamed"),
+        "{printed}"
+    );
+    ensure!(
+        count(&cache.join("streams")) == 0,
+        "nothing is left of unfinished layers"
+    );
     registry.come_back()?;
     registry.set_faults(FaultSet::none());
     let mounted = mounting.mount()?;
@@ -228,6 +237,34 @@ fn privileged_a_registry_that_goes_and_a_cache_that_is_full_are_clear_errors() -
     let small = Mounting::new(&registry.reference("s"), "erofs").option("--cache-quota");
     let printed = refused(&small.option("30000000"))?;
     ensure!(printed.contains("has no place for the layer"), "{printed}");
+    Ok(())
+}
+
+#[test]
+fn privileged_bytes_that_rot_in_the_cache_are_streamed_again_and_never_shown() -> Result<()> {
+    let scratch = Scratch::new("stream-rot")?;
+    let image = image(&scratch)?;
+    let registry = CountingRegistry::serve(&image.layout)?;
+    for front in FRONTS {
+        let cache = scratch.directory(&format!("cache-{front}"))?;
+        let mounting = Mounting::new(&registry.reference("s"), front).cache(&cache);
+        mounting.mount()?.unmount()?;
+        let hex = image.layers[0].diff_id.trim_start_matches("sha256:");
+        let data = cache.join("layers/sha256").join(hex).join("data");
+        let file = fs::File::options().write(true).open(data)?;
+        for at in 0..FILES {
+            file.write_all_at(b"rotten", at * FILE_LEN + 100_000)?;
+        }
+        registry.traffic().clear();
+        let mounted = mounting.mount()?;
+        check(&mounted).context(front)?;
+        let (moved, layer) = (registry.traffic().bytes(Class::Blob), image.layers[0].stored_len);
+        ensure!(
+            moved > 0 && moved <= 2 * layer,
+            "{front}: {moved} of a layer of {layer}"
+        );
+        mounted.unmount()?;
+    }
     Ok(())
 }
 
@@ -260,14 +297,22 @@ fn privileged_heavy_kill_9_in_mid_stream_shows_no_wrong_byte_and_leaks_nothing()
         mounted.wait_end(PATIENCE)?;
         mounted.wait_nothing_left(PATIENCE)?;
     }
-    ensure!(interrupted > KILLS / 4, "only {interrupted} were killed in mid-stream");
+    ensure!(
+        interrupted > KILLS / 4,
+        "only {interrupted} were killed in mid-stream"
+    );
     registry.set_faults(FaultSet::none());
     for front in FRONTS {
-        let mounted = Mounting::new(&registry.reference("s"), front).cache(&cache).mount()?;
+        let mounted = Mounting::new(&registry.reference("s"), front)
+            .cache(&cache)
+            .mount()?;
         check(&mounted)?;
         mounted.unmount()?;
     }
-    ensure!(count(&cache.join("streams")) == 0, "files of killed processes are left");
+    ensure!(
+        count(&cache.join("streams")) == 0,
+        "files of killed processes are left"
+    );
     let layers = count(&cache.join("layers/sha256"));
     ensure!(layers == image.layers.len(), "{layers} layers");
     Ok(())

@@ -229,7 +229,7 @@ fn report_ready(
             mounted.target().display(),
             front_name(mounted.front()),
             output::bytes(plain_len),
-            output::bytes(image.index_bytes),
+            output::bytes(image.index_bytes + image.streamed_bytes),
             output::bytes(stored_len),
         ));
     }
@@ -245,6 +245,7 @@ fn report_ready(
         "plain_len": plain_len,
         "stored_len": stored_len,
         "index_stored_len": image.index_bytes,
+        "streamed_len": image.streamed_bytes,
         "profile_chunks": open.planned_chunks,
         "registry_requests": traffic.requests,
         "registry_received_bytes": traffic.received_bytes,

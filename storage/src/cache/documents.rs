@@ -109,11 +109,7 @@ impl ImageRecord {
         let tag = tag.map(|tag| Path::new("tags").join(Digest::of(tag.name.as_bytes()).to_hex()));
         let streamed = self.layers.iter().filter_map(|layer| hex(&layer.diff_id));
         let streamed = streamed.map(|hex| Path::new("streamed").join(hex));
-        documents
-            .chain(locations)
-            .chain(streamed)
-            .chain(tag)
-            .collect()
+        documents.chain(locations).chain(streamed).chain(tag).collect()
     }
 
     fn key(&self) -> String {

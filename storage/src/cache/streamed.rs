@@ -18,12 +18,12 @@ use sluice_format::{DiffId, LayerIndex};
 use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
 
+use super::Cache;
 use super::cached::CachedLayer;
 use super::cuts::Cuts;
 use super::evict::Goal;
 use super::files::OpenFiles;
 use super::layer::LayerFiles;
-use super::Cache;
 use crate::sync::lock;
 use crate::{Error, ErrorKind};
 
@@ -132,7 +132,8 @@ impl Cache {
             file.as_file().lock()?;
             Ok(file)
         };
-        let file = begin().map_err(|error| Error::io(format!("stream a layer into {}", dir.display()), error))?;
+        let file =
+            begin().map_err(|error| Error::io(format!("stream a layer into {}", dir.display()), error))?;
         Ok(StreamedFile {
             file: Some(file),
             cache: self.clone(),

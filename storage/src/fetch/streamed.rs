@@ -28,7 +28,9 @@ impl Transfer {
             self.course.clone(),
         );
         let chunks = self.batch.chunks.iter().copied();
-        let wanted = chunks.filter(|at| self.upstream.is_awaited(self.key(*at))).collect();
+        let wanted = chunks
+            .filter(|at| self.upstream.is_awaited(self.key(*at)))
+            .collect();
         let (index, blob) = (source.index.clone(), source.blob.clone());
         let key = self.key(0);
         let landing = move |at, plain: bytes::Bytes| {

@@ -93,5 +93,7 @@ pub(crate) async fn refill(
     refill: Refill,
     advanced: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
-    pipeline::run(blob, refill, &Limits::default(), advanced).await?.taken
+    pipeline::run(blob, refill, &Limits::default(), advanced)
+        .await?
+        .taken
 }

@@ -75,7 +75,11 @@ struct Made {
 
 impl Unindexed {
     /// The layer with the index that this host has made earlier, if any.
-    pub(crate) async fn known(&self, cache: &Arc<Cache>, limits: &Limits) -> Result<Option<LazyLayer>, Error> {
+    pub(crate) async fn known(
+        &self,
+        cache: &Arc<Cache>,
+        limits: &Limits,
+    ) -> Result<Option<LazyLayer>, Error> {
         match load(cache, self.diff_id, limits).await? {
             Some(made) => self.with(&made, limits).map(Some),
             None => Ok(None),
@@ -99,7 +103,7 @@ impl Unindexed {
     }
 }
 
-/// Streams layers, several at once, and gives each with its index. A layer that is complete on this host is not read again; one that was
+/// Streams layers, several at once, and gives each with its index, and the stored bytes that had to be streamed. A layer that is complete on this host is not read again; one that was
 /// and has lost chunks is, unless nobody can be asked for it.
 ///
 /// # Errors
@@ -109,15 +113,15 @@ pub(crate) async fn stream_layers(
     cache: &Arc<Cache>,
     limits: &Limits,
     progress: &dyn StreamProgress,
-) -> Result<Vec<LazyLayer>, Error> {
+) -> Result<(Vec<LazyLayer>, u64), Error> {
     let mut wanted: HashMap<DiffId, &Unindexed> = HashMap::new();
     for layer in layers {
         if !is_complete(layer, cache, limits).await? {
             wanted.entry(layer.diff_id).or_insert(layer);
         }
     }
+    let stored_len = wanted.values().map(|layer| layer.descriptor.size).sum();
     if !wanted.is_empty() {
-        let stored_len = wanted.values().map(|layer| layer.descriptor.size).sum();
         progress.planned(wanted.len(), stored_len);
     }
     // The largest first, so that the last one to end is a small one.
@@ -128,7 +132,8 @@ pub(crate) async fn stream_layers(
         .into_iter()
         .map(|layer| {
             let made = stream_layer(layer, cache, limits, progress);
-            made.map(move |made| made.map(|made| (layer.diff_id, made))).boxed()
+            made.map(move |made| made.map(|made| (layer.diff_id, made)))
+                .boxed()
         })
         .collect();
     let streamed: HashMap<DiffId, Made> = stream::iter(streams)
@@ -145,11 +150,14 @@ pub(crate) async fn stream_layers(
         };
         complete.push(layer.with(&made, limits)?);
     }
-    Ok(complete)
+    Ok((complete, stored_len))
 }
 
 fn lost(layer: &Unindexed) -> Error {
-    let message = format!("the index of layer {} has left the cache meanwhile", layer.diff_id);
+    let message = format!(
+        "the index of layer {} has left the cache meanwhile",
+        layer.diff_id
+    );
     Error::new(ErrorKind::Unavailable, message)
 }
 

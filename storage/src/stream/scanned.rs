@@ -6,7 +6,9 @@ use bytes::{Buf as _, Bytes};
 use sluice_format::compression::Codec;
 use sluice_format::cut::DEFAULT_CHUNK_SIZE;
 use sluice_format::scan::{LayerScanner, ScannedLayer};
-use sluice_format::{ChunkDigest, ChunkRef, ChunkTable, DiffId, FormatError, Hasher, LayerIndex, LayerTree, Limits};
+use sluice_format::{
+    ChunkDigest, ChunkRef, ChunkTable, DiffId, FormatError, Hasher, LayerIndex, LayerTree, Limits,
+};
 
 use super::pipeline::Sink;
 use crate::Error;
@@ -54,7 +56,6 @@ impl Scanning {
             chunks: Vec::new(),
         })
     }
-
 }
 
 impl Sink for Scanning {
@@ -65,7 +66,8 @@ impl Sink for Scanning {
         self.layer.update(&plain);
         self.file.append(&plain)?;
         self.uncut.pieces.push_back(plain);
-        self.chunks.extend(self.ends.drain(..).map(|end| self.uncut.cut(end)));
+        self.chunks
+            .extend(self.ends.drain(..).map(|end| self.uncut.cut(end)));
         Ok(true)
     }
 
@@ -75,7 +77,8 @@ impl Sink for Scanning {
             plain_len,
             warnings,
         } = self.scanner.finish(&mut self.ends)?;
-        self.chunks.extend(self.ends.drain(..).map(|end| self.uncut.cut(end)));
+        self.chunks
+            .extend(self.ends.drain(..).map(|end| self.uncut.cut(end)));
         Ok(ScannedFile {
             file: self.file,
             diff_id: DiffId(self.layer.finish()),

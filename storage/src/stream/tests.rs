@@ -93,7 +93,7 @@ impl Fixture {
     async fn stream(&self, layer: &Unindexed) -> Result<LazyLayer, Error> {
         let layers = std::slice::from_ref(layer);
         let streamed = stream_layers(layers, &self.cache, &Limits::default(), &NoProgress).await;
-        streamed.map(|mut layers| layers.remove(0))
+        streamed.map(|(mut layers, _)| layers.remove(0))
     }
 
     fn layer(&self, stored: Vec<u8>) -> (Arc<FaultyBlob>, Unindexed) {
@@ -159,11 +159,19 @@ async fn every_compression_gives_the_same_layer_whole_and_verified() {
             plain[5..1_000_000],
             "{name}"
         );
-        let asked = blob.requests().iter().map(|range| range.end - range.start).sum::<u64>();
+        let asked = blob
+            .requests()
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum::<u64>();
         assert_eq!(asked, blob.stored_len(), "{name}: every byte once");
 
         fixture.stream(&layer).await.unwrap();
-        let again = blob.requests().iter().map(|range| range.end - range.start).sum::<u64>();
+        let again = blob
+            .requests()
+            .iter()
+            .map(|range| range.end - range.start)
+            .sum::<u64>();
         assert_eq!(again, asked, "{name}: the second time needs no byte");
         assert_eq!(fixture.files("streams"), 0, "{name}");
     }
@@ -200,7 +208,11 @@ async fn a_layer_is_known_after_a_restart_and_without_its_bits_on_the_disk() {
 #[tokio::test]
 async fn tiny_and_empty_layers_are_layers() {
     for plain in [vec![], vec![0; 1024], entry("f", b"content")] {
-        for stored in [plain.clone(), gzip(&[&plain[..], &[]].concat(), usize::MAX), zstd::encode_all(&plain[..], 1).unwrap()] {
+        for stored in [
+            plain.clone(),
+            gzip(&[&plain[..], &[]].concat(), usize::MAX),
+            zstd::encode_all(&plain[..], 1).unwrap(),
+        ] {
             let fixture = Fixture {
                 plain: plain.clone(),
                 ..Fixture::new()
@@ -226,7 +238,10 @@ async fn the_chunks_of_a_plain_blob_can_be_fetched_by_themselves() {
     let before = blob.requests().len();
     let reader = PlainLayer::new(&streamed, None, &Fetcher::new(Arc::new(Counters::default())));
     assert_eq!(reader.read(10..20).await.unwrap(), fixture.plain[10..20]);
-    let asked = blob.requests()[before..].iter().map(|range| range.end - range.start).sum::<u64>();
+    let asked = blob.requests()[before..]
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum::<u64>();
     assert!(asked < fixture.plain.len() as u64 / 2, "{asked}");
 }
 
@@ -265,7 +280,12 @@ async fn a_spoilt_transfer_is_made_once_more_and_a_spoilt_blob_is_refused() {
         assert!(text.contains("another digest"), "{stored_off}: {text}");
     }
     let (blob, layer) = fixture.layer(gzip(&fixture.plain, usize::MAX));
-    blob.inject(Fault::FlippedByte { stored_off: 5_000_000 }, Times::First(1));
+    blob.inject(
+        Fault::FlippedByte {
+            stored_off: 5_000_000,
+        },
+        Times::First(1),
+    );
     let streamed = fixture.stream(&layer).await.unwrap();
     assert!(fixture.cache.layer(&streamed.index).is_whole());
 }
@@ -296,9 +316,13 @@ async fn equal_layers_that_are_wanted_at_once_are_read_once() {
     let limits = Limits::default();
     let streams = (0..3).map(|_| stream_layers(&layers, &fixture.cache, &limits, &NoProgress));
     for streamed in join_all(streams).await {
-        assert_eq!(streamed.unwrap().len(), 2);
+        assert_eq!(streamed.unwrap().0.len(), 2);
     }
-    let asked = blob.requests().iter().map(|range| range.end - range.start).sum::<u64>();
+    let asked = blob
+        .requests()
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum::<u64>();
     assert_eq!(asked, blob.stored_len());
 }
 
@@ -333,11 +357,20 @@ async fn an_evicted_layer_goes_as_a_whole_and_comes_again_once_for_all_readers()
     let ranges = (0..8).map(|at| at * (len / 8)..(at + 1) * (len / 8));
     let reads = ranges.clone().map(|range| reader.read(range));
     for (range, read) in ranges.clone().zip(join_all(reads).await) {
-        assert_eq!(read.unwrap(), fixture.plain[range.start as usize..range.end as usize]);
+        assert_eq!(
+            read.unwrap(),
+            fixture.plain[range.start as usize..range.end as usize]
+        );
     }
-    let asked = blob.requests()[before..].iter().map(|range| range.end - range.start).sum::<u64>();
+    let asked = blob.requests()[before..]
+        .iter()
+        .map(|range| range.end - range.start)
+        .sum::<u64>();
     assert!(asked <= blob.stored_len(), "{asked}: the blob came once");
-    assert!(fixture.cache.layer(&streamed.index).missing_chunks() <= 1, "all holes are filled");
+    assert!(
+        fixture.cache.layer(&streamed.index).missing_chunks() <= 1,
+        "all holes are filled"
+    );
 }
 
 #[tokio::test]
@@ -400,7 +433,9 @@ async fn progress_is_told_in_stored_bytes() {
     let heard = lock(&heard.0).clone();
     assert_eq!(heard[0], format!("planned 1 {}", blob.stored_len()));
     assert_eq!(heard.last().unwrap(), "finished");
-    let advanced = heard.iter().filter_map(|line| line.strip_prefix("advanced ")?.parse::<u64>().ok());
+    let advanced = heard
+        .iter()
+        .filter_map(|line| line.strip_prefix("advanced ")?.parse::<u64>().ok());
     assert_eq!(advanced.sum::<u64>(), blob.stored_len());
 }
 
