@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// Become the command of `sluice supervise`.
     #[command(hide = true)]
     Supervised(supervise::SupervisedArgs),
-    /// Serve snapshots to containerd until interrupted: layers of converted images are mounted instead of unpacked.
+    /// Serve snapshots to containerd until interrupted: layers are mounted instead of unpacked.
     Snapshotter(SnapshotterArgs),
     /// Pull an image into containerd so that a snapshotter can serve its layers.
     Pull(PullArgs),

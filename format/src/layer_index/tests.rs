@@ -189,3 +189,25 @@ fn locations_have_one_spelling() {
     assert!(location.check_within(45).is_err());
     assert!(location.check_within(46).is_ok());
 }
+
+#[test]
+fn chunks_without_stored_bytes_are_taken_from_this_host_only() {
+    let (index, layer) = sample();
+    let streamed = |chunk: &ChunkRef| ChunkRef {
+        stored_off: 0,
+        stored_len: 1,
+        codec: Codec::Streamed,
+        ..*chunk
+    };
+    let chunks = index.chunks.chunks().iter().map(streamed).collect();
+    let limits = Limits::default();
+    let chunks = ChunkTable::new(chunks, index.plain_len(), &limits).unwrap();
+    let local = LayerIndex::new(index.diff_id, chunks, &layer).unwrap();
+    let bytes = local.encode().unwrap();
+    assert_eq!(LayerIndex::parse_local(&bytes, &limits).unwrap(), local);
+    let error = LayerIndex::parse(&bytes, &limits).unwrap_err();
+    assert!(error.to_string().contains("no stored bytes of its own"), "{error}");
+    let plain = local.stored_plain(&limits).unwrap();
+    assert!(!plain.is_streamed());
+    assert_eq!(plain.chunks.chunks()[1].stored_range(), 512..2048);
+}
