@@ -206,7 +206,10 @@ fn chunks_without_stored_bytes_are_taken_from_this_host_only() {
     let bytes = local.encode().unwrap();
     assert_eq!(LayerIndex::parse_local(&bytes, &limits).unwrap(), local);
     let error = LayerIndex::parse(&bytes, &limits).unwrap_err();
-    assert!(error.to_string().contains("no stored bytes of its own"), "{error}");
+    assert!(
+        error.to_string().contains("no stored bytes of its own"),
+        "{error}"
+    );
     let plain = local.stored_plain(&limits).unwrap();
     assert!(!plain.is_streamed());
     assert_eq!(plain.chunks.chunks()[1].stored_range(), 512..2048);

@@ -64,8 +64,8 @@ impl LayerFiles {
         files
     }
 
-    /// A layer whose files hold every byte, verified against chunk digests and DiffID while they were written. The next flush brings
-    /// them to the disk and sets the bits.
+    /// A layer whose files hold every byte, verified against chunk digests and DiffID while they were written, and on the disk. The next
+    /// flush sets the bits.
     pub(super) fn adopt(
         diff_id: DiffId,
         dir: PathBuf,

@@ -2,7 +2,8 @@
 //!
 //! The plain bytes of a layer without index arrive before it is known where it is cut, so they are written to a file of their own in
 //! `streams/`. When the last byte has come and the DiffID is right, the file takes its place as the data of the layer in one step
-//! ([`Cache::adopt`]). Until then nobody reads it: a layer that turns out to be wrong leaves nothing.
+//! ([`Cache::adopt`]). It has reached the disk by then, since the kernel may be given it at once: a write that failed later could not be taken
+//! back. Until then nobody reads it: a layer that turns out to be wrong leaves nothing.
 //!
 //! Who writes such a file holds a lock on it. A process that was killed holds none, so whoever opens the cache next removes what it
 //! left. The lock on the directory keeps a file safe between its making and its being locked.
@@ -10,10 +11,12 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use sluice_format::{DiffId, LayerIndex};
 use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
@@ -30,6 +33,9 @@ use crate::{Error, ErrorKind};
 /// Directory of layers under way below the cache directory.
 const STREAMS: &str = "streams";
 
+/// Plain bytes after which the kernel is told to write them to the disk: some tens of milliseconds of a fast one.
+const PUSH_LEN: u64 = 8 << 20;
+
 /// Layers streamed at once at least, so that one decodes while another waits for the network, and at most: each takes some 30 MB.
 const AT_ONCE_MIN: usize = 2;
 const AT_ONCE_MAX: usize = 6;
@@ -42,7 +48,7 @@ pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;
 pub(super) struct Streams {
     turns: Mutex<HashMap<DiffId, Weak<tokio::sync::Mutex<()>>>>,
     at_once: Arc<Semaphore>,
-    /// Layers that were adopted since the last flush, so that whoever mounts them next need not wait for the disk, nor verify them anew.
+    /// Layers that were adopted since the last flush, so that whoever mounts them next need not verify them anew.
     fresh: Mutex<Vec<Arc<LayerFiles>>>,
 }
 
@@ -56,7 +62,7 @@ impl Streams {
         }
     }
 
-    /// Lets go of layers that are on the disk now.
+    /// Lets go of layers whose bits are on the disk now.
     pub(super) fn flushed(&self) {
         drop(std::mem::take(&mut *lock(&self.fresh)));
     }
@@ -69,6 +75,8 @@ pub(crate) struct StreamedFile {
     file: Option<NamedTempFile>,
     cache: Arc<Cache>,
     plain_len: u64,
+    /// How much of it the kernel has been told to write to the disk.
+    pushed: u64,
 }
 
 impl StreamedFile {
@@ -82,7 +90,19 @@ impl StreamedFile {
         let offset = self.plain_len;
         self.plain_len += plain.len() as u64;
         let written = file.as_file().write_all_at(plain, offset);
-        written.map_err(|error| Error::io(format!("stream a layer into {}", self.cache.dir.display()), error))
+        written
+            .map_err(|error| Error::io(format!("stream a layer into {}", self.cache.dir.display()), error))?;
+        if self.plain_len - self.pushed >= PUSH_LEN {
+            push_out(file.as_file(), self.pushed..self.plain_len);
+            self.pushed = self.plain_len;
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.file
+            .as_ref()
+            .map_or(Ok(()), |file| file.as_file().sync_data())
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
@@ -138,6 +158,7 @@ impl Cache {
             file: Some(file),
             cache: self.clone(),
             plain_len: 0,
+            pushed: 0,
         })
     }
 
@@ -175,12 +196,14 @@ impl Cache {
         let what = |error| Error::io(format!("keep streamed layer {}", index.diff_id), error);
         let cuts = Cuts::of_table(&index.chunks);
         self.copies.add(index.diff_id, &cuts);
+        streamed.sync().map_err(what)?;
         let adopted = self.install(&mut streamed, index.diff_id, &cuts).map_err(what)?;
         let files = match adopted {
             Some(files) => files,
             None => {
                 let files = self.open_layer(index.diff_id, cuts);
                 fill_holes(&files, &streamed).map_err(what)?;
+                files.verify_whole()?;
                 files
             }
         };
@@ -236,6 +259,15 @@ fn fill_holes(files: &LayerFiles, streamed: &StreamedFile) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the kernel begin to write dirty pages to the disk, so that the sync at the end has little left to wait for. Advice on pages that are
+/// not needed does that first; pages that are still being written stay in memory.
+fn push_out(file: &File, range: Range<u64>) {
+    if let (Ok(start), Ok(len)) = (i64::try_from(range.start), i64::try_from(range.end - range.start)) {
+        // Advice: without it the sync at the end takes longer.
+        let _ = posix_fadvise(file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
 }
 
 /// Removes what processes left that were killed while they streamed.
