@@ -10,7 +10,8 @@
 //! | – | queued | somebody wants the chunk |
 //! | queued | queued, more urgent | somebody wants it more urgently |
 //! | queued | moving | a transfer takes it |
-//! | moving | queued as demand | a reader waits and the transfer is far from it |
+//! | moving | queued as demand | a reader waits and the transfer is far from it, or silent |
+//! | moving | queued | its transfer is given up, because it is silent and a reader waits |
 //! | queued, moving | – | it lands with bytes, by whichever transfer |
 //! | moving | – | its own transfer fails |
 //! | queued | – | its layer is closed |
@@ -20,7 +21,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -80,6 +81,8 @@ pub(super) struct Course {
     pub(super) lane: Lane,
     /// Stored offset up to which bytes have arrived.
     reached: AtomicU64,
+    /// No bytes have come for longer than usual.
+    silent: AtomicBool,
 }
 
 impl Course {
@@ -91,6 +94,15 @@ impl Course {
     /// Whether all bytes before a stored offset have arrived.
     pub(super) fn has_arrived(&self, stored_off: u64) -> bool {
         self.reached.load(Ordering::Relaxed) >= stored_off
+    }
+
+    /// Tells whether bytes are coming.
+    pub(super) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
+    }
+
+    fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
     }
 
     fn is_far_from(&self, stored_off: u64) -> bool {
@@ -194,7 +206,8 @@ impl Board {
             }
             Phase::Moving(course) => {
                 let stored_off = flight.source.chunk(key.chunk).stored_off;
-                lane == Lane::Demand && course.lane != Lane::Demand && course.is_far_from(stored_off)
+                let is_late = course.is_far_from(stored_off) || course.is_silent();
+                lane == Lane::Demand && course.lane != Lane::Demand && is_late
             }
         };
         flight.lane = lane;
@@ -220,6 +233,7 @@ impl Board {
             id: self.next_course,
             lane,
             reached: AtomicU64::new(batch.stored.start),
+            silent: AtomicBool::new(false),
         });
         self.next_course += 1;
         for chunk in &batch.chunks {
@@ -250,6 +264,32 @@ impl Board {
     fn moves_with(&self, key: Key, course: &Course) -> bool {
         let flight = self.flights.get(&key);
         flight.is_some_and(|flight| matches!(&flight.phase, Phase::Moving(own) if own.id == course.id))
+    }
+
+    /// Whether a reader waits for one of `chunks` that still move with `course`.
+    pub(super) fn delays_a_reader(&self, layer: u64, chunks: &[usize], course: &Course) -> bool {
+        chunks.iter().any(|chunk| {
+            let key = Key { layer, chunk: *chunk };
+            let flight = self.flights.get(&key);
+            flight.is_some_and(|flight| flight.lane == Lane::Demand) && self.moves_with(key, course)
+        })
+    }
+
+    /// Queues those of `chunks` again that still move with `course`, each in its lane.
+    pub(super) fn give_up(&mut self, layer: u64, chunks: &[usize], course: &Course) {
+        for chunk in chunks {
+            let key = Key { layer, chunk: *chunk };
+            if !self.moves_with(key, course) {
+                continue;
+            }
+            let Some(lane) = self.flights.get(&key).map(|flight| flight.lane) else {
+                continue;
+            };
+            let turn = self.queue(key, lane);
+            if let Some(flight) = self.flights.get_mut(&key) {
+                flight.phase = Phase::Queued(turn);
+            }
+        }
     }
 
     /// Ends the flight of a chunk. Bytes are welcome from any transfer, a failure only from its own. The lane that the flight had in

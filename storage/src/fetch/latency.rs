@@ -8,6 +8,12 @@ use std::time::Duration;
 
 /// Shortest wait for a first byte that is called late: below it a second request costs more than it can win.
 const LATE_AT_LEAST: Duration = Duration::from_millis(100);
+/// Shortest pause of a body that is called silence, and how many usual first bytes it takes at least. A lost segment at the end of a burst is noticed by
+/// a timer of 200 ms or more; meanwhile the link is idle.
+const SILENT_AT_LEAST: Duration = Duration::from_millis(50);
+const SILENT_FIRST_BYTES: u32 = 4;
+/// What counts as silence while too little is known.
+const SILENT_UNKNOWN: Duration = Duration::from_secs(1);
 /// Answers after which the estimate is used.
 const SAMPLES_NEEDED: u32 = 8;
 /// Requests that earn one second request.
@@ -46,6 +52,14 @@ impl Latency {
         known.then(|| (self.mean + self.deviation * 4).max(LATE_AT_LEAST))
     }
 
+    /// The pause after which a body is silent.
+    pub(super) fn silent_after(&self) -> Duration {
+        if self.samples < SAMPLES_NEEDED {
+            return SILENT_UNKNOWN;
+        }
+        (self.mean * SILENT_FIRST_BYTES).max(SILENT_AT_LEAST)
+    }
+
     /// Takes the right to a second request.
     pub(super) fn take_hedge(&mut self) -> bool {
         let Some(rest) = self.savings.checked_sub(REQUESTS_PER_HEDGE) else {
@@ -65,12 +79,14 @@ mod tests {
         let mut steady = Latency::default();
         let mut scattered = Latency::default();
         assert_eq!(steady.late_after(), None);
+        assert_eq!(steady.silent_after(), SILENT_UNKNOWN);
         for at in 0..100 {
             steady.note(Duration::from_millis(200));
             scattered.note(Duration::from_millis(if at % 2 == 0 { 100 } else { 300 }));
         }
         let (tight, loose) = (steady.late_after().unwrap(), scattered.late_after().unwrap());
         assert!(tight < Duration::from_millis(210), "{tight:?}");
+        assert!(steady.silent_after().abs_diff(Duration::from_millis(800)) < Duration::from_millis(10));
         assert!(loose > Duration::from_millis(500), "{loose:?}");
     }
 

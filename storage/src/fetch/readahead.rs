@@ -2,7 +2,7 @@
 //!
 //! Readers leave tracks: chunks touched one after the other. A track that goes on forward is a sequential reader, and its window ahead
 //! is half as long as the track, so that what is fetched in vain when it stops is less than what it has read; a long track doubles it with every
-//! step, so that whoever reads everything soon waits for nothing. Several tracks are kept, because
+//! step up to a bound, so that whoever reads everything soon waits for nothing. Several tracks are kept, because
 //! programs read several files at once and a loader walks two sections of a library side by side.
 //!
 //! Other touches come in clusters: modules of one package, functions of one library. So chunks around a touch are fetched too, the more of
@@ -25,9 +25,14 @@ use crate::sync::lock;
 const TRACKS: usize = 32;
 /// Chunks that a reader may leap over and still be on its track: headers and padding between files are never touched.
 const LEAP: usize = 1;
-/// Window of a sequential reader at its longest, in plain bytes: about 16 MiB stored, so that a lost packet that is noticed only by a timeout of
+/// Window that a long track may have at once, in plain bytes: about 16 MiB stored, so that a lost packet that is noticed only by a timeout of
 /// 200 ms does not stop a reader at 80 MB/s.
-const LONGEST_WINDOW: u64 = 32 << 20;
+const LONG_WINDOW: u64 = 32 << 20;
+/// Window of a sequential reader at its longest, in plain bytes. What is fetched waits on the disk and not in memory, and where the bytes compress
+/// well the reader is slower than the link: it takes this much to use that time for the stretches where the link is slower than the reader.
+const LONGEST_WINDOW: u64 = 256 << 20;
+/// Plain bytes that are asked for together once a window is long.
+const PORTION: u64 = 8 << 20;
 /// Steps after which a track is that of a reader of everything, and its window doubles.
 const LONG_TRACK: usize = 32;
 /// How far on either side of a touch earlier touches count as near.
@@ -43,9 +48,16 @@ const WRONG_PERCENT: u64 = 70;
 #[derive(Debug)]
 pub(crate) struct Foresight {
     index: Arc<LayerIndex>,
-    /// Chunks in the longest window of a sequential reader.
-    longest: usize,
+    windows: Windows,
     state: Mutex<State>,
+}
+
+/// Lengths in chunks of this layer.
+#[derive(Clone, Copy, Debug)]
+struct Windows {
+    long: usize,
+    longest: usize,
+    portion: usize,
 }
 
 #[derive(Debug)]
@@ -75,6 +87,7 @@ impl Foresight {
     pub(crate) fn new(index: Arc<LayerIndex>) -> Self {
         let count = index.chunks.chunks().len();
         let chunk_len = index.chunks.plain_len() / count.max(1) as u64;
+        let in_chunks = |bytes: u64| (bytes / chunk_len.max(1)).max(1) as usize;
         let state = State {
             touched: Bits::new(count),
             expected: Bits::new(count),
@@ -84,7 +97,11 @@ impl Foresight {
             tracks: VecDeque::new(),
         };
         Self {
-            longest: (LONGEST_WINDOW / chunk_len.max(1)).max(1) as usize,
+            windows: Windows {
+                long: in_chunks(LONG_WINDOW),
+                longest: in_chunks(LONGEST_WINDOW),
+                portion: in_chunks(PORTION),
+            },
             index,
             state: Mutex::new(state),
         }
@@ -107,10 +124,20 @@ impl Foresight {
             }
         }
         if news {
-            let window = state.follow(touched, self.longest);
+            let window = state.follow(touched, self.windows);
             ahead.extend(window.map(|chunk| (chunk, Lane::Readahead)));
         }
         ahead
+    }
+}
+
+impl Windows {
+    /// The window after so many steps of a track.
+    fn after(&self, steps: usize) -> usize {
+        let half = 1 + steps / 2;
+        let doublings = steps.saturating_sub(LONG_TRACK).min(8);
+        let doubled = ((1 + steps.min(LONG_TRACK) / 2) << doublings).min(self.long);
+        half.max(doubled).min(self.longest)
     }
 }
 
@@ -147,7 +174,7 @@ impl State {
     }
 
     /// What a sequential reader that has just touched these chunks will come to.
-    fn follow(&mut self, touched: Range<usize>, longest: usize) -> Range<usize> {
+    fn follow(&mut self, touched: Range<usize>, windows: Windows) -> Range<usize> {
         let Some(last) = touched.end.checked_sub(1) else {
             return 0..0;
         };
@@ -170,12 +197,12 @@ impl State {
         };
         track.last = last;
         track.steps += 1;
-        let doublings = (track.steps.saturating_sub(LONG_TRACK)).min(8);
-        let window = ((1 + track.steps.min(LONG_TRACK) / 2) << doublings).min(longest);
+        let window = windows.after(track.steps);
         let from = track.ahead.max(touched.end);
         let to = (touched.end + window).min(self.touched.len());
         // Asked for in halves of the window, so that ranges are long; at the end of the layer no half may be left.
-        let is_due = from < to && ((to - from) * 2 >= window || to == self.touched.len());
+        let least = window.div_ceil(2).min(windows.portion);
+        let is_due = from < to && (to - from >= least || to == self.touched.len());
         if is_due {
             track.ahead = to;
         }

@@ -3,22 +3,22 @@
 //! The body is cut into chunks while it arrives, and each chunk goes to the decoders at once; a reader of the first one does not wait for
 //! the last. Decoding runs beside the network: the body is read on while chunks are decoded, up to a bound of bytes for the whole
 //! process. A chunk that does not verify is asked for once more by itself, in case the transfer spoilt it; then it is corrupt. When the
-//! first byte of a range that a reader waits for is late, a second request is sent, and whichever answers first is read.
+//! first byte of a range that a reader waits for is late, a second request is sent, and whichever answers first is read. A body that
+//! falls silent no longer counts as under way; when a reader waits for a part of it, it is given up and the rest is asked for again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use sluice_format::FormatError;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::board::{Course, Key, Outcome};
 use super::coalesce::Batch;
-use super::upstream::Upstream;
+use super::upstream::{Patience, Upstream};
 use super::{Lane, Source};
 use crate::{ByteStream, Error, ErrorKind};
 
@@ -28,9 +28,10 @@ pub(super) struct Transfer {
     pub(super) upstream: Arc<Upstream>,
     pub(super) batch: Batch,
     pub(super) course: Arc<Course>,
-    /// Wait for the first byte after which a second request is worth it.
-    late_after: Option<Duration>,
+    patience: Patience,
     pub(super) received: AtomicU64,
+    /// Stored bytes that do not count as under way any more, because the body fell silent.
+    written_off: AtomicU64,
     failure: Option<Error>,
 }
 
@@ -47,14 +48,15 @@ impl Transfer {
         upstream: Arc<Upstream>,
         batch: Batch,
         course: Arc<Course>,
-        late_after: Option<Duration>,
+        patience: Patience,
     ) -> Self {
         Self {
             upstream,
             batch,
             course,
-            late_after,
+            patience,
             received: AtomicU64::new(0),
+            written_off: AtomicU64::new(0),
             failure: None,
         }
     }
@@ -79,9 +81,11 @@ impl Transfer {
             stored_off: self.batch.stored.start,
         };
         self.take_in(&mut body, &first);
-        for at in &self.batch.chunks {
-            let stored = self.cut(&mut body, *at).await?;
-            if let Some(stored) = stored {
+        for (position, at) in self.batch.chunks.iter().enumerate() {
+            if !self.arrive(&mut body, position).await? {
+                return Ok(());
+            }
+            if let Some(stored) = self.cut(&mut body, *at) {
                 self.decode_later(*at, stored).await;
             }
         }
@@ -92,7 +96,11 @@ impl Transfer {
     /// Begins the body, twice when the first request is late.
     async fn open(&self) -> Result<(Bytes, ByteStream), Error> {
         let first = Box::pin(self.begin());
-        let Some(late_after) = self.late_after.filter(|_| self.course.lane == Lane::Demand) else {
+        let Some(late_after) = self
+            .patience
+            .late_after
+            .filter(|_| self.course.lane == Lane::Demand)
+        else {
             return first.await;
         };
         let first = match select(first, Box::pin(sleep(late_after))).await {
@@ -133,13 +141,51 @@ impl Transfer {
         Error::new(ErrorKind::Corrupt, message)
     }
 
-    /// The stored bytes of a chunk, once they have arrived; `None` when another transfer has taken the chunk over.
-    async fn cut(&self, body: &mut Body, at: usize) -> Result<Option<Bytes>, Error> {
-        let stored = self.batch.source.chunk(at).stored_range();
-        while body.stored_off + (body.arrived.len() as u64) < stored.end {
-            let piece = body.pieces.next().await.ok_or_else(|| self.short())??;
-            self.take_in(body, &piece);
+    /// Reads on until a chunk has arrived. Whether it has: not when the transfer was given up.
+    async fn arrive(&self, body: &mut Body, position: usize) -> Result<bool, Error> {
+        let end = self
+            .batch
+            .source
+            .chunk(self.batch.chunks[position])
+            .stored_range()
+            .end;
+        while body.stored_off + (body.arrived.len() as u64) < end {
+            match timeout(self.patience.silent_after, body.pieces.next()).await {
+                Ok(piece) => {
+                    self.course.set_silent(false);
+                    let piece = piece.ok_or_else(|| self.short())??;
+                    self.take_in(body, &piece);
+                }
+                Err(_) => {
+                    self.course.set_silent(true);
+                    self.write_off(body);
+                    let rest = &self.batch.chunks[position..];
+                    if self.upstream.give_up(self.batch.source.layer, rest, &self.course) {
+                        self.batch.source.fetcher.counters.add_hedged();
+                        tracing::debug!(
+                            upstream = self.upstream.name(),
+                            "a body is silent; its rest is asked for again"
+                        );
+                        return Ok(false);
+                    }
+                }
+            }
         }
+        Ok(true)
+    }
+
+    /// What has not come does not keep other work from the link.
+    fn write_off(&self, body: &Body) {
+        if self.written_off.load(Ordering::Relaxed) == 0 {
+            let rest = self.batch.stored.end - (body.stored_off + body.arrived.len() as u64);
+            self.written_off.store(rest, Ordering::Relaxed);
+            self.upstream.fell_silent(rest);
+        }
+    }
+
+    /// The stored bytes of a chunk that has arrived; `None` when another transfer has taken the chunk over.
+    fn cut(&self, body: &mut Body, at: usize) -> Option<Bytes> {
+        let stored = self.batch.source.chunk(at).stored_range();
         let gap = (stored.start - body.stored_off) as usize;
         body.arrived.advance(gap);
         let bytes = body
@@ -148,7 +194,7 @@ impl Transfer {
             .freeze();
         body.stored_off = stored.end;
         let has_flight = self.upstream.is_awaited(self.key(at));
-        Ok(has_flight.then_some(bytes))
+        has_flight.then_some(bytes)
     }
 
     /// Has a chunk decoded and landed. Waits only while too many bytes wait for decoding.
@@ -204,7 +250,8 @@ impl Drop for Transfer {
             .counters
             .add_stored(self.course.lane, received);
         let stored_len = self.batch.stored.end - self.batch.stored.start;
-        self.upstream.ended(stored_len, received, failure.as_ref());
+        let counted = stored_len - *self.written_off.get_mut();
+        self.upstream.ended(counted, received, failure.as_ref());
     }
 }
 

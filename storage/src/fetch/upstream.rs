@@ -28,6 +28,15 @@ pub(crate) enum Claim {
     Kept,
 }
 
+/// How long a transfer waits before it is thought to be slow.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// Wait for the first byte after which a second request is worth it.
+    pub(super) late_after: Option<Duration>,
+    /// Pause of a body after which it is silent.
+    pub(super) silent_after: Duration,
+}
+
 /// Everything that is asked of one host.
 #[derive(Debug)]
 pub(crate) struct Upstream {
@@ -165,8 +174,11 @@ impl Upstream {
         state.starting = taken.is_some();
         let (batch, course) = taken?;
         batch.source.fetcher.counters.add_request(course.lane);
-        let late_after = state.latency.late_after();
-        Some(Transfer::new(self.clone(), batch, course, late_after))
+        let patience = Patience {
+            late_after: state.latency.late_after(),
+            silent_after: state.latency.silent_after(),
+        };
+        Some(Transfer::new(self.clone(), batch, course, patience))
     }
 
     /// Forgets what waits for a layer in the lanes from `first` on.
@@ -187,6 +199,27 @@ impl Upstream {
     /// Takes the right to a second request for a late range.
     pub(super) fn take_hedge(&self) -> bool {
         lock(&self.state).latency.take_hedge()
+    }
+
+    /// Notes that nothing has come of `stored_len` bytes for a while, so that other work may use the link meanwhile.
+    pub(super) fn fell_silent(self: &Arc<Self>, stored_len: u64) {
+        lock(&self.state).bytes_under_way -= stored_len;
+        self.start();
+    }
+
+    /// Takes from a silent transfer what it has not brought, if a reader waits for part of that and the ration of second requests
+    /// allows it. Whether it did.
+    pub(super) fn give_up(self: &Arc<Self>, layer: u64, chunks: &[usize], course: &Course) -> bool {
+        let mut state = lock(&self.state);
+        let given_up = state.board.delays_a_reader(layer, chunks, course) && state.latency.take_hedge();
+        if given_up {
+            state.board.give_up(layer, chunks, course);
+        }
+        drop(state);
+        if given_up {
+            self.start();
+        }
+        given_up
     }
 
     /// Ends a transfer of `stored_len` bytes that brought `bytes`, and starts what waits.
