@@ -85,6 +85,67 @@ async fn a_late_first_byte_is_asked_for_again() {
     assert_eq!(layer.stats().hedged, 1);
 }
 
+/// A layer whose first answers are known, and a range from chunk 40 on that falls silent in chunk 43.
+async fn with_a_silent_range(bench: &Bench) -> std::sync::Arc<sluice_storage::PlainLayer> {
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
+    let layer = bench.layer_without_guesses();
+    warm_up(bench, &layer, 40).await;
+    let after = bench.stored(43).start + 5 - bench.stored(40).start;
+    bench.blob.inject(Fault::Stalled { after }, Times::First(1));
+    prefetch(&layer, 40..60, Lane::Readahead);
+    a_moment().await;
+    layer
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_body_is_given_up_when_a_reader_waits_for_it() {
+    let bench = Bench::new(60, LEN, 0);
+    let layer = with_a_silent_range(&bench).await;
+    let began = Instant::now();
+    for chunk in 40..60 {
+        bench.read(&layer, chunk).await;
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!(bench.asked()[40..], [40, 43], "the rest travels together");
+    assert_eq!(layer.stats().hedged, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_who_comes_after_the_silence_is_served_at_once() {
+    let bench = Bench::new(60, LEN, 0);
+    let layer = with_a_silent_range(&bench).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let began = Instant::now();
+    bench.read(&layer, 44).await;
+    assert!(
+        began.elapsed() < Duration::from_millis(40),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(bench.asked()[40..], [40, 44]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_body_keeps_nothing_else_from_the_link() {
+    // Six ranges of 1 MiB are as much as may be under way in the beginning.
+    let bench = Bench::new(60, 1 << 20, FAR);
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
+    let layer = bench.layer_without_guesses();
+    warm_up(&bench, &layer, 10).await;
+    bench.blob.inject(Fault::Stalled { after: 1000 }, Times::First(6));
+    prefetch(&layer, 20..60, Lane::Fill);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(
+        layer.missing_chunks() < 30,
+        "{} are missing",
+        layer.missing_chunks()
+    );
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_upstream_that_is_slow_as_a_whole_is_not_asked_twice_for_everything() {
     let bench = Bench::new(100, 1000, FAR);
