@@ -2,6 +2,7 @@
 
 mod cache;
 mod containerd;
+mod install;
 pub(crate) mod profile;
 pub(crate) mod supervise;
 
@@ -16,6 +17,7 @@ use sluice_storage::transport::ImageName;
 
 pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
 pub(crate) use self::containerd::{PullArgs, SnapshotterArgs};
+pub(crate) use self::install::InstallArgs;
 
 /// Starts gigabyte-sized container images in seconds: convert an image once, then mount it and fetch only what is read.
 #[derive(Debug, Parser)]
@@ -68,6 +70,8 @@ pub(crate) enum Command {
     Snapshotter(SnapshotterArgs),
     /// Pull an image into containerd so that a snapshotter can serve its layers.
     Pull(PullArgs),
+    /// Tell containerd and systemd on this host about Sluice, or with --uninstall take that back.
+    Install(InstallArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,

@@ -5,6 +5,7 @@ mod cat;
 mod check;
 mod convert;
 mod inspect;
+mod install;
 mod ls;
 mod mount;
 mod pack;
@@ -39,6 +40,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Supervised(args) => return supervise::become_command(&args),
         Command::Snapshotter(args) => snapshotter::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {
