@@ -8,8 +8,9 @@
 //! | `unpack_config` of the transfer service | 2.x | the transfer service sends no labels, and says so in a debug line only |
 //! | `snapshotter`, `disable_snapshot_annotations` of the CRI plugin | for Kubernetes | pods use overlayfs, or pull everything |
 //!
-//! Everything else in a document stays as it is, comments included. The CRI plugin has another name in version 3 of the
-//! format; version 1 names plugins otherwise altogether and is refused where a plugin has to be set.
+//! Everything else in a document stays as it is, comments included. The CRI plugin has another name in containerd 2.x, which is
+//! used in every file for it: 2.1 reads the old name in files of version 2 for networks and runtimes, but not for these two
+//! settings. Version 1 of the format names plugins otherwise altogether and is refused where a plugin has to be set.
 
 use anyhow::{Context as _, bail, ensure};
 use toml_edit::{ArrayOfTables, DocumentMut, InlineTable, Item, Table, TableLike, Value};
@@ -24,10 +25,13 @@ const OVERLAYFS: &str = "overlayfs";
 pub(crate) const TRANSFER: &str = "io.containerd.transfer.v1.local";
 /// The list of snapshotters that it unpacks for.
 pub(crate) const UNPACK: &str = "unpack_config";
-/// The CRI plugin in version 2 of the format.
+/// The CRI plugin of containerd 1.x.
 pub(crate) const CRI_2: &str = "io.containerd.grpc.v1.cri";
-/// The part of the CRI plugin that pulls, in version 3.
+/// The part of the CRI plugin of containerd 2.x that pulls.
 pub(crate) const CRI_3: &str = "io.containerd.cri.v1.images";
+/// Where each has its settings for images.
+const CRI_2_TABLE: [&str; 3] = ["plugins", CRI_2, "containerd"];
+const CRI_3_TABLE: [&str; 2] = ["plugins", CRI_3];
 
 /// A part of the configuration that one file must have alone: containerd 1.x lets a plugin's table of a later file replace
 /// that of an earlier one.
@@ -71,7 +75,7 @@ impl Settings {
         match part {
             Part::Proxy => None,
             Part::Transfer => Some(TRANSFER),
-            Part::Cri if self.config_version >= 3 => Some(CRI_3),
+            Part::Cri if self.release.has_transfer_service() => Some(CRI_3),
             Part::Cri => Some(CRI_2),
         }
     }
@@ -93,18 +97,8 @@ impl Settings {
                 values
             }
             Part::Transfer => Vec::new(),
-            Part::Cri => {
-                let table: &[&'static str] = if self.config_version >= 3 {
-                    &["plugins", CRI_3]
-                } else {
-                    &["plugins", CRI_2, "containerd"]
-                };
-                let key = |name| [table, &[name]].concat();
-                vec![
-                    (key("snapshotter"), NAME.into()),
-                    (key("disable_snapshot_annotations"), false.into()),
-                ]
-            }
+            Part::Cri if self.release.has_transfer_service() => cri_values(&CRI_3_TABLE),
+            Part::Cri => cri_values(&CRI_2_TABLE),
         }
     }
 
@@ -173,10 +167,12 @@ impl Settings {
     /// Takes out of a document what [`Settings::apply`] put in and nobody changed since; what was there before comes back
     /// as it stands in `original`.
     pub(crate) fn retract(&self, document: &mut DocumentMut, original: &DocumentMut) {
-        for part in [Part::Proxy, Part::Transfer, Part::Cri] {
-            for (path, value) in self.values(part) {
-                restore(document.as_table_mut(), Some(original.as_table()), &path, &value);
-            }
+        let cri = [&CRI_3_TABLE[..], &CRI_2_TABLE]
+            .map(cri_values)
+            .into_iter()
+            .flatten();
+        for (path, value) in self.values(Part::Proxy).into_iter().chain(cri) {
+            restore(document.as_table_mut(), Some(original.as_table()), &path, &value);
         }
         let Some(plugins) = document.get_mut("plugins").and_then(Item::as_table_like_mut) else {
             return;
@@ -215,6 +211,14 @@ impl Settings {
             transfer.remove(UNPACK);
         }
     }
+}
+
+fn cri_values(table: &[&'static str]) -> Vec<(Path, Value)> {
+    let key = |name| [table, &[name]].concat();
+    vec![
+        (key("snapshotter"), NAME.into()),
+        (key("disable_snapshot_annotations"), false.into()),
+    ]
 }
 
 /// Whether a list of the transfer service has an entry for a snapshotter.

@@ -31,7 +31,7 @@ pub(super) fn plan(path: &Path, mut settings: Settings) -> anyhow::Result<Vec<Fi
         main.insert("version", toml_edit::value(settings.config_version));
     }
     settings.config_version = version(&main);
-    let directory = drop_in_directory(path, &main);
+    let directory = drop_in_directory(&main);
     let goes_into_main = |part: &Part| {
         let there = match settings.plugin_of(*part) {
             Some(plugin) => settings::get(main.as_table(), &["plugins", plugin]),
@@ -69,7 +69,7 @@ pub(super) fn plan_removal(path: &Path, mut settings: Settings) -> anyhow::Resul
     let mut main = parse(path, &text)?;
     let original = parse(path, &files::load_backup(path)?.unwrap_or_default())?;
     let mut changes = Vec::new();
-    if let Some(directory) = drop_in_directory(path, &main) {
+    if let Some(directory) = drop_in_directory(&main) {
         changes.push(FileChange::take_back(&directory.join(DROP_IN))?);
     }
     settings.config_version = version(&main);
@@ -84,7 +84,11 @@ pub(super) fn plan_removal(path: &Path, mut settings: Settings) -> anyhow::Resul
         }
     }
     settings.retract(&mut main, &original);
-    let is_ours = text.starts_with(HEADER) && main.iter().all(|(key, _)| key == "version");
+    let only_version = main.iter().all(|(key, _)| key == "version");
+    let is_ours = text.starts_with(HEADER) && only_version;
+    if only_version && original.get("version").is_none() {
+        main.remove("version");
+    }
     let rest = (!is_ours).then(|| main.to_string());
     changes.push(FileChange::shrink(path, rest)?);
     Ok(changes)
@@ -101,14 +105,11 @@ fn version(main: &DocumentMut) -> i64 {
         .unwrap_or(UNSAID_VERSION)
 }
 
-/// A directory from which every file is imported.
-fn drop_in_directory(path: &Path, main: &DocumentMut) -> Option<PathBuf> {
+/// A directory from which every file is imported. Where a relative one is, containerd decides by its working directory.
+fn drop_in_directory(main: &DocumentMut) -> Option<PathBuf> {
     let imports = main.get("imports")?.as_array()?;
-    let directories = imports
+    let mut directories = imports
         .iter()
-        .filter_map(|import| Some(Path::new(import.as_str()?.strip_suffix(ALL_FILES)?)));
-    let beside = path.parent().unwrap_or(Path::new("/"));
-    directories
-        .map(|directory| beside.join(directory))
-        .find(|directory| directory.is_dir())
+        .filter_map(|import| Some(PathBuf::from(import.as_str()?.strip_suffix(ALL_FILES)?)));
+    directories.find(|directory| directory.is_absolute() && directory.is_dir())
 }
