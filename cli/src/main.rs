@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod containerd;
+mod cri;
 mod engine;
 mod install;
 mod open_image;
