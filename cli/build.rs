@@ -10,7 +10,9 @@ fn main() -> Result<(), Box<dyn Error>> {
             "cri.proto",
             "diff.proto",
             "images.proto",
+            "introspection.proto",
             "leases.proto",
+            "version.proto",
         ],
         ["proto", "../snapshotter/proto"],
     )?;

@@ -4,6 +4,7 @@ mod args;
 mod commands;
 mod containerd;
 mod cri;
+mod doctor;
 mod engine;
 mod install;
 mod open_image;
