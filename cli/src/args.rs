@@ -2,6 +2,8 @@
 
 mod cache;
 mod containerd;
+mod doctor;
+mod install;
 pub(crate) mod profile;
 pub(crate) mod supervise;
 
@@ -16,6 +18,8 @@ use sluice_storage::transport::ImageName;
 
 pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
 pub(crate) use self::containerd::{PullArgs, SnapshotterArgs};
+pub(crate) use self::doctor::DoctorArgs;
+pub(crate) use self::install::InstallArgs;
 
 /// Starts gigabyte-sized container images in seconds: convert an image once, then mount it and fetch only what is read.
 #[derive(Debug, Parser)]
@@ -68,6 +72,11 @@ pub(crate) enum Command {
     Snapshotter(SnapshotterArgs),
     /// Pull an image into containerd so that a snapshotter can serve its layers.
     Pull(PullArgs),
+    /// Tell containerd and systemd on this host about Sluice, or with --uninstall take that back.
+    Install(InstallArgs),
+    /// Find out why containers would not start lazily on this host, and what to do. Changes nothing; ends with 1 when something
+    /// is in the way.
+    Doctor(DoctorArgs),
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,

@@ -3,7 +3,10 @@
 mod args;
 mod commands;
 mod containerd;
+mod cri;
+mod doctor;
 mod engine;
+mod install;
 mod open_image;
 mod output;
 mod progress;

@@ -43,5 +43,5 @@ pub use mounts::{MountSpec, Usage};
 pub use operations::Request;
 pub use service::SnapshotsService;
 pub use snapshotter::{Options, Snapshotter};
-pub use socket::serve;
+pub use socket::{serve, serve_with};
 pub use store::{Claim, Kind, Named, Record, Time};

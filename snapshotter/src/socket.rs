@@ -13,6 +13,7 @@ use std::process;
 
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 
 use crate::{Error, ErrorKind, SnapshotsService, Snapshotter};
@@ -59,8 +60,21 @@ pub async fn serve(
     snapshotter: Snapshotter,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    serve_with(listener, snapshotter, Routes::default(), shutdown).await
+}
+
+/// As [`serve`], with other services on the same socket.
+///
+/// # Errors
+/// As [`serve`].
+pub async fn serve_with(
+    listener: UnixListener,
+    snapshotter: Snapshotter,
+    others: Routes,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     Server::builder()
-        .add_service(SnapshotsService::server(snapshotter))
+        .add_routes(others.add_service(SnapshotsService::server(snapshotter)))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await
         .map_err(|error| Error::internal("the snapshots service stopped", error))

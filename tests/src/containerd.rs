@@ -28,6 +28,14 @@ pub enum Release {
 }
 
 impl Release {
+    /// Its daemon.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub fn program(self) -> Result<PathBuf> {
+        Ok(self.programs()?.join("containerd"))
+    }
+
     /// The directory with its programs.
     fn programs(self) -> Result<PathBuf> {
         match self {
@@ -86,13 +94,32 @@ impl Containerd {
     /// # Errors
     /// As [`Containerd::start`].
     pub fn start_with(release: Release, proxies: &[Proxy<'_>]) -> Result<Self> {
+        let text = |scratch: &Path| configuration(scratch, &DISABLED, release, proxies);
+        Self::start_configured(release, text, |_| Ok(()))
+    }
+
+    /// Starts one that serves CRI too, in a configuration that knows its own snapshotters only and that `change` may change;
+    /// it is given the path of the file.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`], and those of `change`.
+    pub fn start_changed(release: Release, change: impl FnOnce(&Path) -> Result<()>) -> Result<Self> {
+        Self::start_configured(release, cri_configuration, change)
+    }
+
+    fn start_configured(
+        release: Release,
+        text: impl FnOnce(&Path) -> String,
+        change: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Self> {
         prerequisites::root()?;
         prerequisites::command("runc", "runc")?;
         let programs = release.programs()?;
         let disk = Disk::new("containerd")?;
         let scratch = disk.directory.as_path();
         let config = scratch.join("config.toml");
-        fs::write(&config, configuration(scratch, release, proxies))?;
+        fs::write(&config, text(scratch))?;
+        change(&config)?;
         let log = scratch.join("log");
         let mut command = Command::new(programs.join("containerd"));
         // It looks for its shim there.
@@ -192,25 +219,22 @@ fn socket(scratch: &Path) -> PathBuf {
     scratch.join("c.sock")
 }
 
+/// Makes a directory in the file system of the host.
+const OPT: &str = "io.containerd.internal.v1.opt";
+
 /// Plugins that write outside of the scratch directory, or need a network. Names that a release does not know do nothing.
 const DISABLED: [&str; 6] = [
     "io.containerd.grpc.v1.cri",
     "io.containerd.cri.v1.images",
     "io.containerd.cri.v1.runtime",
-    "io.containerd.internal.v1.opt",
+    OPT,
     "io.containerd.nri.v1.nri",
     "io.containerd.podsandbox.controller.v1.podsandbox",
 ];
 
 /// containerd's configuration: everything private, and no plugin that writes elsewhere.
-fn configuration(scratch: &Path, release: Release, proxies: &[Proxy<'_>]) -> String {
-    let path = |name: &str| scratch.join(name).display().to_string();
-    let mut text = format!(
-        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = {DISABLED:?}\n[grpc]\naddress = {:?}\n",
-        path("root"),
-        path("state"),
-        socket(scratch).display().to_string()
-    );
+fn configuration(scratch: &Path, disabled: &[&str], release: Release, proxies: &[Proxy<'_>]) -> String {
+    let mut text = basic_configuration(scratch, disabled);
     for Proxy { name, socket } in proxies {
         text += &format!(
             "[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = {:?}\n",
@@ -232,6 +256,28 @@ fn configuration(scratch: &Path, release: Release, proxies: &[Proxy<'_>]) -> Str
         }
     }
     text
+}
+
+fn basic_configuration(scratch: &Path, disabled: &[&str]) -> String {
+    let path = |name: &str| scratch.join(name).display().to_string();
+    format!(
+        "version = 2\nroot = {:?}\nstate = {:?}\ndisabled_plugins = {disabled:?}\n[grpc]\naddress = {:?}\n",
+        path("root"),
+        path("state"),
+        socket(scratch).display().to_string()
+    )
+}
+
+/// With the CRI plugin, which looks for networks, and listens, where nothing else does.
+fn cri_configuration(scratch: &Path) -> String {
+    let disabled = [OPT];
+    let networks = scratch.join("networks").display().to_string();
+    let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+    format!(
+        "{}[{cri}]\nstream_server_port = \"0\"\n[{cri}.cni]\nconf_dir = {networks:?}\nbin_dir = {networks:?}\n\
+         [plugins.\"io.containerd.nri.v1.nri\"]\ndisable = true\n",
+        basic_configuration(scratch, &disabled)
+    )
 }
 
 impl Drop for Containerd {

@@ -37,6 +37,10 @@ pub(crate) struct SnapshotterArgs {
     /// Where /metrics and /healthz are served over HTTP: HOST:PORT, or the path of a socket.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<String>,
+    /// Serve CRI's image service on the same socket by passing calls on to containerd's socket FILE, and use the credentials that
+    /// come with them: for kubelet's imageServiceEndpoint.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cri_proxy: Option<PathBuf>,
     /// Option of every overlay mount, as in the configuration of containerd's overlayfs snapshotter; may be repeated.
     #[arg(long, value_name = "OPTION")]
     pub(crate) mount_option: Vec<String>,

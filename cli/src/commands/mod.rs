@@ -4,7 +4,9 @@ mod cache;
 mod cat;
 mod check;
 mod convert;
+mod doctor;
 mod inspect;
+mod install;
 mod ls;
 mod mount;
 mod pack;
@@ -39,12 +41,19 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Supervised(args) => return supervise::become_command(&args),
         Command::Snapshotter(args) => snapshotter::run(&args),
         Command::Pull(args) => pull::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Install(args) => install::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
     };
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) if error.is::<Interrupted>() => Ok(ExitCode::from(INTERRUPTED)),
-        Err(error) if error.is::<check::NotSound>() || error.is::<cache::Damaged>() => Ok(ExitCode::FAILURE),
+        Err(error) if is_told(&error) => Ok(ExitCode::FAILURE),
         Err(error) => Err(error),
     }
+}
+
+/// Whether what is wrong has been printed already.
+fn is_told(error: &anyhow::Error) -> bool {
+    error.is::<check::NotSound>() || error.is::<cache::Damaged>() || error.is::<doctor::NotLazy>()
 }

@@ -15,11 +15,14 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use nix::unistd::geteuid;
 use sd_notify::NotifyState;
-use sluice_snapshotter::{Options, Snapshotter, serve, socket};
+use sluice_snapshotter::{Options, Snapshotter, serve_with, socket};
+use sluice_storage::registry::RegistryClient;
 use sluice_storage::{Cache, CacheOptions, Counters, Fetcher, ReadPolicy};
 use tokio::net::TcpListener;
+use tonic::service::Routes;
 
 use crate::args::SnapshotterArgs;
+use crate::cri::ImageServiceProxy;
 use crate::engine::{Engine, EngineOptions};
 use crate::wiring::{self, EndSignals};
 
@@ -43,7 +46,9 @@ pub(super) fn run(args: &SnapshotterArgs) -> anyhow::Result<()> {
 async fn serve_until_ended(args: &SnapshotterArgs) -> anyhow::Result<()> {
     let mut signals = EndSignals::new()?;
     let counters = Arc::new(Counters::default());
-    let engine = engine(args, &counters)?;
+    let registries = wiring::registries(&args.common)?;
+    let others = image_service(args, &registries)?;
+    let engine = engine(args, registries, &counters)?;
     let options = Options {
         mount_options: args.mount_option.clone(),
         ..Options::default()
@@ -60,12 +65,27 @@ async fn serve_until_ended(args: &SnapshotterArgs) -> anyhow::Result<()> {
         signals.recv().await;
         tell(&[NotifyState::Stopping]);
     };
-    let served = serve(listener, snapshotter, shutdown).await;
+    let served = serve_with(listener, snapshotter, others, shutdown).await;
     watchdog.abort();
     served.context("serving snapshots")
 }
 
-fn engine(args: &SnapshotterArgs, counters: &Arc<Counters>) -> anyhow::Result<Arc<Engine>> {
+/// The image service, if it is wanted.
+fn image_service(args: &SnapshotterArgs, registries: &Arc<RegistryClient>) -> anyhow::Result<Routes> {
+    let Some(containerd) = &args.cri_proxy else {
+        return Ok(Routes::default());
+    };
+    Ok(Routes::new(ImageServiceProxy::new(
+        containerd,
+        registries.clone(),
+    )?))
+}
+
+fn engine(
+    args: &SnapshotterArgs,
+    registries: Arc<RegistryClient>,
+    counters: &Arc<Counters>,
+) -> anyhow::Result<Arc<Engine>> {
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
     let cache_options = CacheOptions {
         quota: args.cache_quota.map(|quota| quota.as_u64()),
@@ -74,7 +94,7 @@ fn engine(args: &SnapshotterArgs, counters: &Arc<Counters>) -> anyhow::Result<Ar
     Engine::open(EngineOptions {
         cache: Cache::open_with(cache_dir, cache_options)?,
         fetcher: Fetcher::new(counters.clone()),
-        registries: wiring::registries(&args.common)?,
+        registries,
         policy: ReadPolicy {
             on_failure: args.on_failure,
             deadline: Some(Duration::from_secs(args.read_deadline)),

@@ -93,6 +93,11 @@ impl Client {
         Ok(())
     }
 
+    /// The connection, for calls that belong to no namespace.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();

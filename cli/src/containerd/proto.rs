@@ -2,7 +2,7 @@
 
 #![expect(unused_qualifications, unreachable_pub, reason = "generated code")]
 
-pub(crate) use containerd::services::{content, diff, images, leases};
+pub(crate) use containerd::services::{content, diff, images, introspection, leases, version};
 pub(crate) use containerd::types;
 
 mod containerd {
@@ -24,6 +24,16 @@ mod containerd {
         pub mod images {
             pub mod v1 {
                 tonic::include_proto!("containerd.services.images.v1");
+            }
+        }
+        pub mod introspection {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.introspection.v1");
+            }
+        }
+        pub mod version {
+            pub mod v1 {
+                tonic::include_proto!("containerd.services.version.v1");
             }
         }
         pub mod leases {

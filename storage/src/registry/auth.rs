@@ -24,6 +24,7 @@ use url::{Url, form_urlencoded};
 use super::answer::Answer;
 use super::credentials::{Credential, CredentialFiles, Found};
 use super::endpoint::authority;
+use super::handed_over::HandedOver;
 use super::retry::Failure;
 use super::transport::{Request, Transport};
 use crate::sync::lock;
@@ -156,6 +157,7 @@ type Slots = HashMap<(String, Scope), Arc<tokio::sync::Mutex<Slot>>>;
 /// The tokens of all registries.
 #[derive(Debug)]
 pub(super) struct Authorizer {
+    handed_over: HandedOver,
     files: CredentialFiles,
     slots: Mutex<Slots>,
 }
@@ -163,8 +165,20 @@ pub(super) struct Authorizer {
 impl Authorizer {
     pub(super) fn new(files: CredentialFiles) -> Self {
         Self {
+            handed_over: HandedOver::default(),
             files,
             slots: Mutex::default(),
+        }
+    }
+
+    pub(super) fn handed_over(&self) -> &HandedOver {
+        &self.handed_over
+    }
+
+    async fn find(&self, host: &str, repository: &str) -> Result<Found, Error> {
+        match self.handed_over.get(host, repository) {
+            Some(found) => Ok(found),
+            None => self.files.find(host, repository).await,
         }
     }
 
@@ -227,7 +241,7 @@ impl Authorizer {
         scope: &Scope,
         challenge: &Challenge,
     ) -> Result<Renewal, Failure> {
-        let found = self.files.find(&authority(url), &scope.repository).await?;
+        let found = self.find(&authority(url), &scope.repository).await?;
         match challenge {
             Challenge::Basic => Ok(answer_basic(found)?),
             Challenge::Bearer {

@@ -23,9 +23,12 @@ const FILE_LEN: u64 = 4 << 20;
 
 /// A secret for one registry.
 #[derive(Clone, PartialEq, Eq)]
-pub(super) enum Credential {
+pub enum Credential {
+    /// A name with its password.
     Password {
+        /// The name.
         user: String,
+        /// Its password.
         password: String,
     },
     /// A refresh token, exchanged for access tokens.

@@ -13,6 +13,7 @@ use super::answer::Answer;
 use super::auth::{Authorizer, Renewal, Scope};
 use super::credentials::CredentialFiles;
 use super::endpoint::authority;
+use super::handed_over::HandedOver;
 use super::retry::Failure;
 use super::transport::{Request, Transport};
 use crate::{Error, ErrorKind};
@@ -32,6 +33,11 @@ impl Exchange {
         Self {
             authorizer: Authorizer::new(files),
         }
+    }
+
+    /// Credentials that go before those of files.
+    pub(super) fn handed_over(&self) -> &HandedOver {
+        self.authorizer.handed_over()
     }
 
     /// Sends `request` to `url` over the connections of its host, answers challenges and follows redirects.

@@ -16,6 +16,7 @@ mod auth;
 mod credentials;
 mod endpoint;
 mod exchange;
+mod handed_over;
 mod hosts;
 mod options;
 mod part;
@@ -35,6 +36,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+pub use self::credentials::Credential;
 use self::endpoint::Endpoint;
 use self::exchange::Exchange;
 use self::hosts::Host;
@@ -133,6 +135,12 @@ impl RegistryClient {
         let hosts: Vec<Arc<Host>> = configs.iter().map(make).collect::<Result<_, Error>>()?;
         lock(&self.hosts).insert(registry.to_owned(), (configs, hosts.clone()));
         Ok(hosts)
+    }
+
+    /// Uses `credential` for the repository of `reference` from now on, before what files have for it; `None` for files only.
+    /// Gives what was used before. What a registry has granted already is used until it expires or is refused.
+    pub fn hand_over(&self, reference: &Reference, credential: Option<Credential>) -> Option<Credential> {
+        self.exchange.handed_over().put(reference, credential)
     }
 
     /// A directory of a web server.

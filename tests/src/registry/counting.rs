@@ -18,6 +18,8 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::serve::ListenerExt;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use futures_util::stream;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
@@ -296,6 +298,7 @@ impl Answer<'_> {
                 Some((StatusCode::BAD_REQUEST, "credentials twice").into_response())
             }
             Asked::Storage(_) => self.late_refusal(),
+            _ if self.faults.password().is_some() => self.password_refusal(credentials),
             _ if !self.faults.token_auth() => None,
             _ if self.is_good_token(credentials) => None,
             _ => {
@@ -305,6 +308,15 @@ impl Answer<'_> {
                 Some((StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, challenge)]).into_response())
             }
         }
+    }
+
+    /// The refusal of everything but the password.
+    fn password_refusal(&self, credentials: Option<&HeaderValue>) -> Option<Response> {
+        let (user, password) = self.faults.password()?;
+        let expected = format!("Basic {}", STANDARD.encode(format!("{user}:{password}")));
+        let is_good = credentials.is_some_and(|value| value.as_bytes() == expected.as_bytes());
+        let challenge = [(header::WWW_AUTHENTICATE, r#"Basic realm="tests""#)];
+        (!is_good).then(|| (StatusCode::UNAUTHORIZED, challenge).into_response())
     }
 
     /// The refusal of a signature that is used up.

@@ -14,7 +14,14 @@ pub enum Fault {
     Throttled(u64),
     /// Answers 401 with a Bearer challenge until a request carries a token from `/token`.
     TokenAuth,
-    /// The same, and a token is good for a number of requests only.
+    /// Answers 401 with a Basic challenge until a request carries this name and password.
+    Password {
+        /// The name.
+        user: String,
+        /// Its password.
+        password: String,
+    },
+    /// As [`Fault::TokenAuth`], and a token is good for a number of requests only.
     TokenExpires(Expiry),
     /// Blobs are at another address: 307 to a signed URL, which refuses requests with credentials, as object stores do.
     Redirect,
@@ -184,6 +191,14 @@ impl FaultSet {
             _ => None,
         });
         rates.min()
+    }
+
+    /// The name and password that are asked for.
+    pub(super) fn password(&self) -> Option<(&str, &str)> {
+        self.faults.iter().find_map(|fault| match fault {
+            Fault::Password { user, password } => Some((user.as_str(), password.as_str())),
+            _ => None,
+        })
     }
 
     pub(super) fn token_auth(&self) -> bool {
