@@ -3,7 +3,8 @@
 //! [`images`] writes OCI layouts with full control over every tar header; [`debian`] has real images made from Debian
 //! packages; [`registry`] serves them, counts what is asked for and injects faults; [`containerd`] is a private
 //! containerd to compare with; [`mounted`] runs `sluice mount`; [`snapshots`] runs the snapshots service and
-//! speaks to it as containerd does; [`tree_compare`] says how two mounted trees differ.
+//! speaks to it as containerd does; [`workload`] is what containers do while they must notice nothing; [`tree_compare`] says how
+//! two mounted trees differ.
 //! What a test needs from the machine is asked for through [`prerequisites`], which fails loudly and names the package.
 
 pub mod containerd;
@@ -22,3 +23,4 @@ pub mod sluice;
 pub mod snapshots;
 pub mod takeover;
 pub mod tree_compare;
+pub mod workload;
