@@ -156,3 +156,64 @@ fn write(path: &Path, record: &TreeRecord) -> io::Result<()> {
     fs::write(&unfinished, serde_json::to_vec(record)?)?;
     fs::rename(&unfinished, path)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A directory of this test process.
+    fn root(name: &str) -> PathBuf {
+        let name = format!("sluice-records-{name}-{}", std::process::id());
+        let root = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&root);
+        root
+    }
+
+    fn record(target: &str) -> TreeRecord {
+        TreeRecord {
+            target: PathBuf::from(target),
+            layers: Vec::new(),
+            session: 7,
+            leaving: None,
+        }
+    }
+
+    #[test]
+    fn the_next_process_finds_what_was_not_removed() {
+        let root = root("next");
+        let records = Records::open(&root).unwrap();
+        records.put(record("/a")).unwrap().remove();
+        let mut left = records.put(record("/b")).unwrap();
+        left.leave(Some(PathBuf::from("/sys/fs/erofs/1")));
+        drop((left, records));
+        let records = Records::open(&root).unwrap();
+        let found = records.load().unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].record.target, Path::new("/b"));
+        assert!(found[0].record.leaving.is_some());
+        let later = records.put(record("/c")).unwrap();
+        assert_ne!(later.path, found[0].path);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_second_process_is_refused() {
+        let root = root("second");
+        let _records = Records::open(&root).unwrap();
+        let refused = Records::open(&root).unwrap_err().to_string();
+        assert!(refused.contains(root.to_str().unwrap()), "{refused}");
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn damaged_and_unfinished_records_are_removed() {
+        let root = root("damaged");
+        let records = Records::open(&root).unwrap();
+        let directory = root.join(DIRECTORY);
+        fs::write(directory.join("0.json"), "{").unwrap();
+        fs::write(directory.join("1.new"), "").unwrap();
+        assert!(records.load().unwrap().is_empty());
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        fs::remove_dir_all(root).unwrap();
+    }
+}
