@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: u64 = 50;
 
 /// How often it is upgraded.
-const UPGRADES: usize = 4;
+const UPGRADES: usize = 6;
 
 /// Less than the image has, so that bytes are fetched until the end.
 const QUOTA: &str = "24000000";
@@ -39,11 +39,8 @@ const FETCHED_MIN: u64 = 16 << 20;
 /// runc's state of the containers of containerd's default namespace, for every containerd on the host.
 const RUNC: &str = "/run/containerd/runc/default";
 
-/// What happened while containers worked.
-struct Worked {
-    /// When the snapshotter was disturbed, in microseconds since 1970.
-    disturbed: Vec<u64>,
-}
+/// From the moment when the process is told or made to end until there is another, in microseconds since 1970.
+type Gap = (u64, u64);
 
 struct Host {
     supervisor: Option<Child>,
@@ -338,6 +335,41 @@ impl Host {
         Ok(())
     }
 
+    /// Has the supervisor replace the process by one of the program that is there now.
+    fn upgrade(&self) -> Result<Gap> {
+        let (old, began) = (self.server()?, now()?);
+        process::signal(self.supervisor()?, Signal::SIGHUP)?;
+        self.wait_server(old)?;
+        let gap = (began, now()?);
+        self.wait_listening()?;
+        Ok(gap)
+    }
+
+    /// Everything that the end of a host ends: processes, mounts, and what is not on disk.
+    fn reboot(&mut self) -> Result<()> {
+        for id in &self.containers {
+            let shim = format!("-id {id} ");
+            for pid in processes(|command| command.contains("containerd-shim") && command.contains(&shim))? {
+                kill(pid, Signal::SIGKILL)?;
+            }
+            process::run(Command::new("runc").args(["--root", RUNC, "delete", "--force", id]))?;
+        }
+        let server = self.server()?;
+        if let Some(mut supervisor) = self.supervisor.take() {
+            supervisor.kill()?;
+            supervisor.wait()?;
+        }
+        if let Some(server) = server {
+            kill(server, Signal::SIGKILL)?;
+        }
+        process::wait_until("the end of all processes", PATIENCE, || {
+            process::marked(self.directory.as_os_str()).is_empty()
+        })?;
+        mountinfo::detach_all_under(&self.directory);
+        // It would be on a tmpfs.
+        Ok(fs::remove_dir_all(self.directory.join("run"))?)
+    }
+
     /// How often a process went on with the session of its predecessor, and how often one made a session.
     fn sessions(&self) -> (usize, usize) {
         let log = self.log();
@@ -348,14 +380,17 @@ impl Host {
         (count("Adopted"), count("Created"))
     }
 
-    /// Half of the disturbances held no reader up for longer than this.
-    fn median_pause(&self, worked: &Worked) -> Result<Duration> {
+    /// Half of the gaps held no read up for longer than this: one that was under way, or began in the gap.
+    fn median_pause(&self, gaps: &[Gap]) -> Result<Duration> {
         let reads = self.reads()?;
-        let held_up = |at: &u64| {
-            let meanwhile = reads.iter().filter(|read| read.began <= *at && *at < read.ended);
-            meanwhile.map(|read| read.ended - at).max().unwrap_or_default()
+        let held_up = |(begin, end): &Gap| {
+            let meanwhile = reads
+                .iter()
+                .filter(|read| read.began <= *end && *begin < read.ended);
+            let longest = meanwhile.map(|read| read.ended - read.began.max(*begin)).max();
+            longest.unwrap_or_default()
         };
-        let mut pauses: Vec<u64> = worked.disturbed.iter().map(held_up).collect();
+        let mut pauses: Vec<u64> = gaps.iter().map(held_up).collect();
         pauses.sort_unstable();
         let median = pauses.get(pauses.len() / 2).copied().unwrap_or_default();
         Ok(Duration::from_micros(median))
@@ -380,23 +415,36 @@ fn names(directory: &Path) -> Result<Vec<String>> {
         .collect()
 }
 
+/// Processes by their command lines, the arguments of which end with blanks.
+fn processes(is_it: impl Fn(&str) -> bool) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        // A process that is gone has none.
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if is_it(&String::from_utf8_lossy(&command).replace('\0', " ")) {
+            found.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(found)
+}
+
 #[test]
 fn privileged_containers_do_not_notice_kills() -> Result<()> {
     let mut host = Host::start()?;
     host.work_all()?;
     host.registry.traffic().clear();
-    let (mut seed, mut worked) = (
-        7,
-        Worked {
-            disturbed: Vec::new(),
-        },
-    );
+    let (mut seed, mut gaps) = (7, Vec::new());
     for _ in 0..KILLS {
         thread::sleep(Duration::from_millis(dice(&mut seed, 600)));
         let server = host.wait_server(None)?;
-        worked.disturbed.push(now()?);
+        let began = now()?;
         kill(server, Signal::SIGKILL).context("killing the snapshotter")?;
         host.wait_server(Some(server))?;
+        gaps.push((began, now()?));
         host.ensure_at_work()?;
     }
     host.wait_listening()?;
@@ -406,7 +454,7 @@ fn privileged_containers_do_not_notice_kills() -> Result<()> {
         "{} reads, {} records and {fetched} fetched bytes during {KILLS} kills, median pause {:?}",
         host.reads()?.len(),
         host.acknowledged()?,
-        host.median_pause(&worked)?
+        host.median_pause(&gaps)?
     );
     ensure!(
         fetched >= FETCHED_MIN,
@@ -419,5 +467,95 @@ fn privileged_containers_do_not_notice_kills() -> Result<()> {
         host.log()
     );
     host.finish()?;
+    host.end()
+}
+
+#[test]
+fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> Result<()> {
+    let mut host = Host::start()?;
+    host.work_all()?;
+    let mut gaps = Vec::new();
+    for at in 0..UPGRADES {
+        // An upgrade needs no registry; reads of bytes that are nowhere else wait until there is one.
+        let unreachable = at % 2 == 1;
+        host.install()?;
+        if unreachable {
+            host.registry.vanish();
+        }
+        let gap = host.upgrade()?;
+        if unreachable {
+            host.registry.come_back()?;
+        } else {
+            gaps.push(gap);
+        }
+        host.containerd
+            .as_mut()
+            .context("no containerd runs")?
+            .restart()?;
+        host.ensure_going_on()?;
+    }
+    println!(
+        "{UPGRADES} upgrades, median pause {:?}",
+        host.median_pause(&gaps)?
+    );
+    let sessions = host.sessions();
+    ensure!(
+        sessions == (UPGRADES, 1),
+        "{sessions:?} adopted and created\n{}",
+        host.log()
+    );
+    host.finish()?;
+    host.end()
+}
+
+#[test]
+fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Result<()> {
+    let mut host = Host::start()?;
+    host.work_all()?;
+    host.reboot()?;
+    let records = host.acknowledged()?;
+    host.registry.vanish();
+    host.start_service()?;
+    host.containerd.as_mut().context("no containerd runs")?.reboot()?;
+    host.wait_connected()?;
+    for name in ["reader-1.reads", "reader-2.reads"] {
+        fs::remove_file(host.out().join(name))?;
+    }
+    for id in &host.containers {
+        host.ctr(&["tasks", "start", "--detach", id])?;
+    }
+    // Readers need bytes that the cache does not have. The database has all that it needs, and what it had acknowledged.
+    process::wait_until("another record of the database", PATIENCE, || {
+        host.acknowledged()
+            .is_ok_and(|acknowledged| acknowledged > records)
+    })
+    .with_context(|| host.log())?;
+    host.registry.come_back()?;
+    process::wait_until("reads", PATIENCE, || {
+        host.reads().is_ok_and(|reads| reads.len() > 2)
+    })
+    .with_context(|| host.log())?;
+    host.ensure_going_on()?;
+    host.finish()?;
+    host.end()
+}
+
+#[test]
+fn privileged_a_service_that_was_stopped_starts_over_what_it_left() -> Result<()> {
+    let mut host = Host::start()?;
+    host.work_all()?;
+    host.finish()?;
+    host.work("idle", &["write", "idle"])?;
+    host.stop_service()?;
+    let left = mountinfo::mounts_under(&host.directory)?;
+    ensure!(left.len() == 1, "the tree of a container stays: {left:?}");
+    host.start_service()?;
+    let mounted = mountinfo::mounts_under(&host.directory)?;
+    ensure!(
+        mounted.len() == 1,
+        "the tree was mounted again in its place: {mounted:?}"
+    );
+    host.wait_connected()?;
+    host.remove_containers()?;
     host.end()
 }
