@@ -56,6 +56,12 @@ impl DescriptorStore {
         env::var_os("NOTIFY_SOCKET").is_some()
     }
 
+    /// Whether a predecessor stored a session under this name.
+    pub fn holds_session(&self, name: &str) -> bool {
+        let stored = |name: &String| self.inherited.iter().any(|(stored, _)| stored == name);
+        names(name).iter().all(stored)
+    }
+
     /// The session that a predecessor stored under this name.
     pub fn take_session(&mut self, name: &str) -> Option<Descriptors> {
         let [device, mount] = names(name);
@@ -147,9 +153,11 @@ mod tests {
         let mut store = DescriptorStore {
             inherited: vec![(device.clone(), null())],
         };
+        assert!(!store.holds_session("layers"));
         assert!(store.take_session("layers").is_none());
         store.inherited = vec![(mount, null()), (device, null())];
         assert!(store.take_session("other").is_none());
+        assert!(store.holds_session("layers"));
         assert!(store.take_session("layers").is_some());
         assert!(store.inherited.is_empty());
     }

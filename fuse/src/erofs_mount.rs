@@ -14,9 +14,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
 use crate::mount::{AttachedMount, DetachedMount, NewMount, Unmounted};
-use crate::mountinfo::MountEntry;
+use crate::mountinfo::{self, MountEntry};
 use crate::session::set_readahead;
-use crate::{Error, readahead};
+use crate::{Error, kernel, readahead};
 
 /// File system type.
 pub const FS_TYPE: &str = "erofs";
@@ -56,6 +56,23 @@ impl ErofsMount {
             mount,
             backing_device,
         })
+    }
+
+    /// The EROFS mount that another process has made on a directory, and that belongs to this one from now on. `None` when
+    /// something else or nothing is mounted there.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the mount table or the mounted directory cannot be read.
+    pub fn find(target: &Path) -> Result<Option<Self>, Error> {
+        let entry = mountinfo::topmost_at(target).map_err(|e| Error::io("reading the mount table", e))?;
+        let Some(entry) = entry.filter(|entry| entry.fs_type == FS_TYPE) else {
+            return Ok(None);
+        };
+        let root = std::fs::File::open(target).map_err(|e| Error::path("opening", target, e))?;
+        Ok(Some(Self {
+            mount: entry.into(),
+            backing_device: kernel::sysfs_name(&root).and_then(last_part),
+        }))
     }
 
     /// Its line in the mount table; `None` after unmounting.
@@ -142,8 +159,11 @@ fn explain(error: Error, tree_file: &Path) -> Error {
 
 /// Name of the mount's backing device below `/sys/class/bdi`: the last part of its name below `/sys/fs`.
 fn backing_device(mount: &DetachedMount) -> Option<String> {
-    let name = mount.sysfs_name()?;
-    Some(name.rsplit('/').next()?.to_owned())
+    mount.sysfs_name().and_then(last_part)
+}
+
+fn last_part(sysfs_name: String) -> Option<String> {
+    Some(sysfs_name.rsplit('/').next()?.to_owned())
 }
 
 /// Reads the whole of a small file of a mount that has no place.

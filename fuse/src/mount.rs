@@ -222,6 +222,13 @@ pub(crate) struct AttachedMount {
     entry: Option<MountEntry>,
 }
 
+impl From<MountEntry> for AttachedMount {
+    /// Somebody else's mount, to be undone by this process from now on.
+    fn from(entry: MountEntry) -> Self {
+        Self { entry: Some(entry) }
+    }
+}
+
 impl AttachedMount {
     /// Its line in the mount table.
     pub(crate) fn entry(&self) -> Option<&MountEntry> {

@@ -18,6 +18,12 @@ use crate::{mountinfo, prerequisites, process, scratch};
 /// How long the daemon may take to answer.
 const START: Duration = Duration::from_secs(30);
 
+/// How long it may take to end.
+const END: Duration = Duration::from_secs(10);
+
+/// Name of its configuration.
+const CONFIG: &str = "config.toml";
+
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Release {
@@ -117,25 +123,48 @@ impl Containerd {
         let programs = release.programs()?;
         let disk = Disk::new("containerd")?;
         let scratch = disk.directory.as_path();
-        let config = scratch.join("config.toml");
+        let config = scratch.join(CONFIG);
         fs::write(&config, text(scratch))?;
         change(&config)?;
-        let log = scratch.join("log");
-        let mut command = Command::new(programs.join("containerd"));
-        // It looks for its shim there.
-        let path = env::var_os("PATH").unwrap_or_default();
-        let path = [programs.clone()].into_iter().chain(env::split_paths(&path));
-        command
-            .arg("--config")
-            .arg(config)
-            .env("PATH", env::join_paths(path)?);
-        let child = process::spawn_logged(&mut command, &log)?;
+        let child = spawn(&programs, scratch)?;
         let ctr = programs.join("ctr");
         let containerd = Self { child, ctr, disk };
-        let answers = || process::run(&mut containerd.ctr(["version"])).is_ok();
-        process::wait_until("containerd to answer", START, answers)
-            .with_context(|| fs::read_to_string(log).unwrap_or_default())?;
+        containerd.wait_answering()?;
         Ok(containerd)
+    }
+
+    fn wait_answering(&self) -> Result<()> {
+        let answers = || process::run(&mut self.ctr(["version"])).is_ok();
+        process::wait_until("containerd to answer", START, answers).with_context(|| self.log())
+    }
+
+    /// Ends it and starts it again with the state that it has. Its containers go on meanwhile.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn restart(&mut self) -> Result<()> {
+        process::end(&mut self.child, END);
+        self.start_again()
+    }
+
+    /// Kills it as the end of the host would, takes its mounts away and what a host keeps in memory only, and starts it
+    /// again. The processes of its containers are the caller's to kill.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn reboot(&mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        let state = self.disk.directory.join("state");
+        mountinfo::detach_all_under(&state);
+        fs::remove_dir_all(&state)?;
+        self.start_again()
+    }
+
+    fn start_again(&mut self) -> Result<()> {
+        let programs = self.ctr.parent().context("ctr has no directory")?;
+        self.child = spawn(programs, &self.disk.directory)?;
+        self.wait_answering()
     }
 
     /// The socket it listens on.
@@ -215,6 +244,19 @@ impl Containerd {
     }
 }
 
+/// Starts the daemon whose configuration is in `scratch`.
+fn spawn(programs: &Path, scratch: &Path) -> Result<Child> {
+    let mut command = Command::new(programs.join("containerd"));
+    // It looks for its shim there.
+    let path = env::var_os("PATH").unwrap_or_default();
+    let path = [programs.to_owned()].into_iter().chain(env::split_paths(&path));
+    command
+        .arg("--config")
+        .arg(scratch.join(CONFIG))
+        .env("PATH", env::join_paths(path)?);
+    process::spawn_logged(&mut command, &scratch.join("log"))
+}
+
 fn socket(scratch: &Path) -> PathBuf {
     scratch.join("c.sock")
 }
@@ -282,7 +324,7 @@ fn cri_configuration(scratch: &Path) -> String {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
-        process::end(&mut self.child, Duration::from_secs(10));
+        process::end(&mut self.child, END);
         mountinfo::detach_all_under(&self.disk.directory);
     }
 }

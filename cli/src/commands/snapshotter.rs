@@ -1,9 +1,11 @@
 //! `sluice snapshotter`: the service that containerd asks for snapshots.
 //!
-//! Order at the start: cache, engine, records (trees of containers are mounted again), metrics, socket, and only then
-//! "ready" to the service manager, so whoever is started after this service finds everything mounted. At the end: no new
-//! requests, then every tree is unmounted. Containers that run keep the file systems that they hold, but bytes that are not
-//! on this host are fetched by this process: until it runs again and the container is started anew, reading them fails.
+//! Order at the start: cache, engine (which goes on with the mounts of an earlier process), records (trees of containers that
+//! are not mounted are mounted again), metrics, socket, and only then "ready" to the service manager, so whoever is started
+//! after this service finds everything mounted. At the end: no new requests, trees that no snapshot uses are unmounted, and
+//! what is mounted is left to the next process if the service manager keeps the session. If nobody does, every tree is
+//! unmounted. Containers that run then keep the file systems that they hold, but reading bytes that are not on this host
+//! fails until they are started anew.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,6 +17,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::routing::get;
 use nix::unistd::geteuid;
 use sd_notify::NotifyState;
+use sluice_fuse::DescriptorStore;
 use sluice_snapshotter::{Options, Snapshotter, serve_with, socket};
 use sluice_storage::registry::RegistryClient;
 use sluice_storage::{Cache, CacheOptions, Counters, Fetcher, ReadPolicy};
@@ -37,18 +40,39 @@ pub(super) fn run(args: &SnapshotterArgs) -> anyhow::Result<()> {
         geteuid().is_root(),
         "the snapshotter mounts images, which needs root"
     );
+    // Before any thread: descriptors are taken by number.
+    let store = DescriptorStore::from_environment()?;
     let runtime = wiring::runtime()?;
-    let result = runtime.block_on(serve_until_ended(args));
-    runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    let mut left = false;
+    let result = runtime.block_on(run_engine(args, store, &mut left));
+    if left {
+        // Readers wait for the successor.
+        runtime.shutdown_background();
+    } else {
+        runtime.shutdown_timeout(SHUTDOWN_WAIT);
+    }
     result
 }
 
-async fn serve_until_ended(args: &SnapshotterArgs) -> anyhow::Result<()> {
-    let mut signals = EndSignals::new()?;
+/// Serves until told to end. `left` tells whether a successor goes on with what is mounted.
+async fn run_engine(args: &SnapshotterArgs, store: DescriptorStore, left: &mut bool) -> anyhow::Result<()> {
+    let signals = EndSignals::new()?;
     let counters = Arc::new(Counters::default());
     let registries = wiring::registries(&args.common)?;
     let others = image_service(args, &registries)?;
-    let engine = engine(args, registries, &counters)?;
+    let engine = open_engine(args, registries, &counters, store).await?;
+    let result = serve_until_ended(args, signals, engine.clone(), others, counters).await;
+    *left = engine.leave();
+    result
+}
+
+async fn serve_until_ended(
+    args: &SnapshotterArgs,
+    mut signals: EndSignals,
+    engine: Arc<Engine>,
+    others: Routes,
+    counters: Arc<Counters>,
+) -> anyhow::Result<()> {
     let options = Options {
         mount_options: args.mount_option.clone(),
         ..Options::default()
@@ -65,7 +89,8 @@ async fn serve_until_ended(args: &SnapshotterArgs) -> anyhow::Result<()> {
         signals.recv().await;
         tell(&[NotifyState::Stopping]);
     };
-    let served = serve_with(listener, snapshotter, others, shutdown).await;
+    let served = serve_with(listener, snapshotter.clone(), others, shutdown).await;
+    snapshotter.close().await;
     watchdog.abort();
     served.context("serving snapshots")
 }
@@ -81,17 +106,18 @@ fn image_service(args: &SnapshotterArgs, registries: &Arc<RegistryClient>) -> an
     )?))
 }
 
-fn engine(
+async fn open_engine(
     args: &SnapshotterArgs,
     registries: Arc<RegistryClient>,
     counters: &Arc<Counters>,
+    store: DescriptorStore,
 ) -> anyhow::Result<Arc<Engine>> {
     let cache_dir = args.cache.clone().map_or_else(Cache::default_dir, Ok)?;
     let cache_options = CacheOptions {
         quota: args.cache_quota.map(|quota| quota.as_u64()),
         ..CacheOptions::default()
     };
-    Engine::open(EngineOptions {
+    let options = EngineOptions {
         cache: Cache::open_with(cache_dir, cache_options)?,
         fetcher: Fetcher::new(counters.clone()),
         registries,
@@ -101,7 +127,9 @@ fn engine(
         },
         front: args.front.into(),
         uses_profiles: !args.no_profile,
-    })
+        root: args.root.clone(),
+    };
+    Engine::open(options, store).await
 }
 
 /// Tells the service manager, if there is one. That it cannot be told hinders nothing.

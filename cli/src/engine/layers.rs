@@ -1,21 +1,30 @@
 //! The plain layers that mounted trees lie on, each served once.
 //!
 //! A tree takes a [`LayerLease`] on each of its layers. The first one opens the layer, the last one that is given back closes
-//! it and takes its file out of the session. For EROFS there is one hidden session for all layers, made here and nowhere
-//! else.
+//! it and takes its file out of the session. For EROFS there is one hidden session for all layers. It may be that of an
+//! earlier process, which asks for layers at once: they are leased before ([`super::takeover`]).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use anyhow::Context as _;
 use sluice_format::{DiffId, Digest};
 use sluice_fuse::plain::LayerDirectory;
-use sluice_fuse::{Front, Layer, Session, SessionOptions, complete_device};
+use sluice_fuse::session::Origin;
+use sluice_fuse::{DescriptorStore, Front, Layer, Session, SessionOptions, complete_device};
+use sluice_snapshotter::images::TreeRequest;
 use sluice_storage::{Cache, Fetcher, LazyLayer, PlainLayer, PlainLayerOptions, ReadPolicy};
 use tokio::runtime::Handle;
 
 use super::EngineOptions;
+use super::records::{OwnRecord, Records, TreeRecord};
 use super::starts::LayerWatch;
+
+/// Name of the session in the service manager's store.
+pub(super) const SESSION: &str = "layers";
 
 /// A layer that is read.
 #[derive(Debug)]
@@ -27,6 +36,24 @@ pub(super) struct ServedLayer {
     pub(super) index_digest: Digest,
 }
 
+/// The session of all layers. The connection ends with it, unless somebody keeps it.
+#[derive(Debug)]
+struct Hidden {
+    session: Session,
+    /// Keeps the session when this process ends.
+    keeper: Option<DescriptorStore>,
+}
+
+/// What mounts need of the session.
+#[derive(Debug)]
+struct Place {
+    root: PathBuf,
+    /// Its device number. No other session gets it as long as a mounted tree lies on this one.
+    device: u64,
+    /// Where trees are recorded, when a successor can go on with them.
+    records: Option<Records>,
+}
+
 /// All layers that are read.
 #[derive(Debug)]
 pub(super) struct ServedLayers {
@@ -36,42 +63,66 @@ pub(super) struct ServedLayers {
     policy: ReadPolicy,
     runtime: Handle,
     directory: Arc<LayerDirectory>,
-    /// Root of the session; empty without one.
-    root: PathBuf,
-    /// Never looked at: the connection ends with it.
-    _session: Mutex<Option<Session>>,
+    hidden: Mutex<Option<Hidden>>,
+    /// Empty without a session.
+    place: OnceLock<Place>,
+    /// Whether a successor goes on: from then on no layer is taken out of the session.
+    leaving: AtomicBool,
     /// Each with the number of its leases.
     served: Mutex<HashMap<DiffId, (Arc<ServedLayer>, usize)>>,
 }
 
 impl ServedLayers {
-    /// Makes the session if `front` needs one.
-    pub(super) fn open(options: &EngineOptions, front: Front) -> anyhow::Result<Arc<Self>> {
-        let directory = Arc::new(LayerDirectory::new());
-        let runtime = Handle::current();
-        let session = match front {
-            Front::Fuse => None,
-            Front::Erofs | Front::Auto => {
-                let options = SessionOptions::default();
-                Some(Session::hidden(directory.clone(), &options, &runtime)?)
-            }
-        };
-        Ok(Arc::new(Self {
+    /// No layers, and no session.
+    pub(super) fn new(options: &EngineOptions, front: Front) -> Arc<Self> {
+        Arc::new(Self {
             front,
             cache: options.cache.clone(),
             fetcher: options.fetcher.clone(),
             policy: options.policy,
-            runtime,
-            directory,
-            root: session.as_ref().map(Session::root).unwrap_or_default(),
-            _session: Mutex::new(session),
+            runtime: Handle::current(),
+            directory: Arc::new(LayerDirectory::new()),
+            hidden: Mutex::default(),
+            place: OnceLock::new(),
+            leaving: AtomicBool::new(false),
             served: Mutex::default(),
-        }))
+        })
+    }
+
+    /// Goes on with the session that `store` holds, or makes one. Without `records` the session ends with this process. Blocks.
+    ///
+    /// # Errors
+    /// When the host cannot have the session.
+    pub(super) fn open_session(
+        &self,
+        mut store: DescriptorStore,
+        records: Option<Records>,
+    ) -> anyhow::Result<Origin> {
+        let (directory, options) = (self.directory.clone(), SessionOptions::default());
+        let opened = Session::hidden_or_adopted(&mut store, SESSION, directory, &options, &self.runtime);
+        let (session, origin) = opened?;
+        let root = session.root();
+        let device = std::fs::metadata(&root)
+            .context("looking at the FUSE session")?
+            .dev();
+        let keeper = records.is_some().then_some(store);
+        *self.hidden() = Some(Hidden { session, keeper });
+        // Opened once; a second place would be of no session.
+        let _ = self.place.set(Place {
+            root,
+            device,
+            records,
+        });
+        Ok(origin)
     }
 
     /// How trees are shown.
     pub(super) fn front(&self) -> Front {
         self.front
+    }
+
+    fn hidden(&self) -> MutexGuard<'_, Option<Hidden>> {
+        self.hidden.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn served(&self) -> MutexGuard<'_, HashMap<DiffId, (Arc<ServedLayer>, usize)>> {
@@ -116,6 +167,47 @@ impl ServedLayers {
         };
         layers.iter().map(find).collect()
     }
+
+    /// Records that `tree` is about to be mounted on `target`, where nothing may be mounted now. `None` when no successor
+    /// can go on with it: then the successor mounts it anew.
+    pub(super) fn record(&self, tree: &TreeRequest, target: &Path) -> Option<OwnRecord> {
+        let place = self.place.get()?;
+        let record = TreeRecord {
+            target: target.to_owned(),
+            layers: tree.layers.clone(),
+            session: place.device,
+            leaving: None,
+        };
+        let recorded = place.records.as_ref()?.put(record);
+        recorded
+            .inspect_err(|error| tracing::warn!(%error, "a mount is not recorded"))
+            .ok()
+    }
+
+    /// Whether a recorded tree lies on the session that is served here.
+    pub(super) fn carries(&self, record: &TreeRecord) -> bool {
+        self.place
+            .get()
+            .is_some_and(|place| place.device == record.session)
+    }
+
+    /// Leaves a session that somebody keeps to a successor, which goes on with every layer of now. Tells whether there is
+    /// anything to go on with: a session that nobody uses ends.
+    pub(super) fn leave(&self) -> bool {
+        let Some(Hidden { session, keeper }) = self.hidden().take() else {
+            return false;
+        };
+        let Some(keeper) = keeper else { return false };
+        if self.served().is_empty() {
+            if let Err(error) = keeper.remove_session(SESSION) {
+                tracing::warn!(%error, "the service manager keeps a FUSE session that nobody uses");
+            }
+            return false;
+        }
+        self.leaving.store(true, Ordering::SeqCst);
+        session.leave();
+        true
+    }
 }
 
 /// Keeps a layer open.
@@ -137,13 +229,23 @@ impl LayerLease {
             return Ok(file);
         }
         let diff_id = layer.diff_id;
-        self.layers.directory.insert(layer)?;
-        Ok(self.layers.root.join(LayerDirectory::path_of(diff_id)))
+        self.show()?;
+        let place = self.layers.place.get().context("there is no FUSE session")?;
+        Ok(place.root.join(LayerDirectory::path_of(diff_id)))
+    }
+
+    /// Puts the layer into the session, complete or not: the kernel may have opened it there before it was.
+    pub(super) fn show(&self) -> anyhow::Result<()> {
+        let layer = Layer::from(self.layer.plain.clone());
+        Ok(self.layers.directory.insert(layer)?)
     }
 }
 
 impl Drop for LayerLease {
     fn drop(&mut self) {
+        if self.layers.leaving.load(Ordering::SeqCst) {
+            return;
+        }
         let diff_id = self.layer.plain.diff_id();
         let mut served = self.layers.served();
         let Some((_, leases)) = served.get_mut(&diff_id) else {

@@ -8,22 +8,24 @@
 //! A layer is served when the whole image has layer indexes, or was streamed to get them, and everything below it is served too; an image tree over
 //! unpacked layers would need whiteouts, which the trees here do not keep.
 //!
-//! What is mounted is never taken over from an earlier process: its tree is mounted anew on the same directory. Containers
-//! that hold the old mount go on with it, and can read what the kernel reads without a process: complete layers.
+//! With EROFS and a service manager that keeps descriptors, mounts outlive the process and its successor goes on with them
+//! ([`records`], [`takeover`]). Otherwise a tree is mounted anew on the same directory. Containers that hold the old mount go
+//! on with it, and can read what the kernel reads without a process: complete layers.
 
 mod images;
 mod layers;
+mod records;
 mod starts;
+mod takeover;
 mod trees;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use sluice_format::ChainId;
-use sluice_fuse::{Front, probe};
+use sluice_fuse::{DescriptorStore, Front, probe};
 use sluice_snapshotter::images::{
     ContainerStart, EngineError, LayerRequest, ParentLayer, RemoteLayer, TreeRequest,
 };
@@ -35,8 +37,9 @@ use tokio::task::spawn_blocking;
 
 use self::images::{ImageKey, LoadedImages};
 use self::layers::ServedLayers;
+use self::records::Records;
 use self::starts::Starts;
-use self::trees::MountedTree;
+use self::trees::{MountedTree, TreeMount};
 
 /// What the engine works with.
 #[derive(Clone, Debug)]
@@ -49,45 +52,69 @@ pub(crate) struct EngineOptions {
     pub(crate) front: Front,
     /// Whether starts are recorded and replayed.
     pub(crate) uses_profiles: bool,
+    /// Directory of the service, in which it records what is mounted.
+    pub(crate) root: PathBuf,
 }
 
-/// Serves images of registries. Dropping it unmounts every tree; containers keep what they hold.
+/// Serves images of registries. Dropping it unmounts every tree, unless a successor was left them with [`Engine::leave`];
+/// containers keep what they hold.
 #[derive(Debug)]
 pub(crate) struct Engine {
     cache: Arc<Cache>,
     images: Arc<LoadedImages>,
     // Dropped before the session of the layers.
-    trees: Arc<Mutex<HashMap<PathBuf, Arc<MountedTree>>>>,
+    trees: Mutex<takeover::Trees>,
     starts: Option<Arc<Starts>>,
     layers: Arc<ServedLayers>,
     runtime: Handle,
 }
 
 impl Engine {
-    /// Finds out what the kernel can do and opens the session.
+    /// Finds out what the kernel can do, and opens the session or takes that of an earlier process over from `store`.
     ///
     /// # Errors
-    /// When the host cannot do what the front end needs.
-    pub(crate) fn open(options: EngineOptions) -> anyhow::Result<Arc<Self>> {
+    /// When the host cannot do what the front end needs, or another process serves the same directory.
+    pub(crate) async fn open(
+        options: EngineOptions,
+        mut store: DescriptorStore,
+    ) -> anyhow::Result<Arc<Self>> {
         let front = choose(options.front, options.cache.path());
         tracing::info!(?front, "image trees are shown");
-        let layers = ServedLayers::open(&options, front)?;
+        let layers = ServedLayers::new(&options, front);
         let images = Arc::new(LoadedImages::new(&options));
+        let trees = if front == Front::Fuse {
+            store.remove_unclaimed()?;
+            takeover::Trees::new()
+        } else {
+            let records = store.is_present().then(|| Records::open(&options.root));
+            takeover::open_session(&layers, &images, store, records.transpose()?).await?
+        };
         let starts = options
             .uses_profiles
             .then(|| Arc::new(Starts::new(&options, &images, &layers)));
         Ok(Arc::new(Self {
             cache: options.cache,
             images,
-            trees: Arc::default(),
+            trees: Mutex::new(trees),
             starts,
             layers,
             runtime: Handle::current(),
         }))
     }
 
-    fn trees(&self) -> MutexGuard<'_, HashMap<PathBuf, Arc<MountedTree>>> {
+    fn trees(&self) -> MutexGuard<'_, takeover::Trees> {
         self.trees.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves what is mounted to the next process of the service, and tells whether it did: there has to be somebody who
+    /// keeps the session meanwhile. To be followed by the end of this process.
+    pub(crate) fn leave(&self) -> bool {
+        let left = self.layers.leave();
+        if left {
+            // Dropping them would unmount them.
+            std::mem::forget(std::mem::take(&mut *self.trees()));
+        }
+        left
     }
 
     async fn find_layer(&self, request: &LayerRequest) -> anyhow::Result<Option<RemoteLayer>> {
@@ -125,13 +152,24 @@ impl Engine {
             !tree.keeps_whiteouts,
             "an image tree over unpacked layers cannot be shown"
         );
+        if self.check(target).await.is_ok() {
+            return Ok(());
+        }
+        self.hide(target).await?;
         let mut stack: Vec<LazyLayer> = Vec::with_capacity(tree.layers.len());
         for layer in &tree.layers {
             stack.push(self.images.layer(layer).await?);
         }
         let (cache, layers) = (self.cache.clone(), self.layers.clone());
-        let (runtime, place) = (self.runtime.clone(), target.to_owned());
-        let mounted = spawn_blocking(move || MountedTree::mount(&stack, &cache, &layers, &place, &runtime));
+        let (runtime, tree_request, place) = (self.runtime.clone(), tree.clone(), target.to_owned());
+        let mounted = spawn_blocking(move || {
+            let request = TreeMount {
+                tree: &tree_request,
+                stack: &stack,
+                target: &place,
+            };
+            MountedTree::mount(&request, &cache, &layers, &runtime)
+        });
         let mounted = mounted.await??;
         tracing::info!(
             tree = tree.name(),
@@ -142,9 +180,27 @@ impl Engine {
         if let (Some(starts), Some(top)) = (&self.starts, tree.layers.last()) {
             starts.mounted(top, mounted.mount_time);
         }
-        let replaced = self.trees().insert(target.to_owned(), Arc::new(mounted));
-        drop(replaced);
+        self.trees().insert(target.to_owned(), Arc::new(mounted));
         Ok(())
+    }
+
+    async fn check(&self, target: &Path) -> anyhow::Result<()> {
+        let tree = self.trees().get(target).cloned();
+        let tree = tree.context("it is not mounted by this process")?;
+        let target = target.to_owned();
+        spawn_blocking(move || tree.check(&target)).await?
+    }
+
+    async fn hide(&self, target: &Path) -> anyhow::Result<()> {
+        let tree = self.trees().remove(target);
+        let (target, runtime) = (target.to_owned(), self.runtime.clone());
+        let unmounted = spawn_blocking(move || {
+            if let Some(tree) = tree.and_then(Arc::into_inner) {
+                tree.unmount(&runtime)?;
+            }
+            trees::clear(&target)
+        });
+        unmounted.await?
     }
 }
 
@@ -185,26 +241,11 @@ impl Images for Engine {
         _: &'a TreeRequest,
         target: &'a Path,
     ) -> BoxFuture<'a, Result<(), EngineError>> {
-        let tree = self.trees().get(target).cloned();
-        Box::pin(async move {
-            let tree = tree.ok_or("it is not mounted by this process")?;
-            let target = target.to_owned();
-            Ok(spawn_blocking(move || tree.check(&target)).await??)
-        })
+        Box::pin(async move { self.check(target).await.map_err(EngineError::from) })
     }
 
     fn unmount_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), EngineError>> {
-        Box::pin(async move {
-            let tree = self.trees().remove(target);
-            let (target, runtime) = (target.to_owned(), self.runtime.clone());
-            let unmounted = spawn_blocking(move || {
-                if let Some(tree) = tree.and_then(Arc::into_inner) {
-                    tree.unmount(&runtime)?;
-                }
-                trees::clear(&target)
-            });
-            unmounted.await?.map_err(EngineError::from)
-        })
+        Box::pin(async move { self.hide(target).await.map_err(EngineError::from) })
     }
 
     fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>> {

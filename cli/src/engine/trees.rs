@@ -2,7 +2,7 @@
 //!
 //! A tree that is unmounted may be in use still: the overlay of a container that is just ending holds its file system, and its
 //! reads must be answered. The kernel lists an EROFS file system below `/sys/fs/erofs` until its last user is gone; only
-//! then the layers are given back.
+//! then the layers are given back. A process that ends before that leaves a record, and its successor goes on waiting.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -16,10 +16,12 @@ use sluice_format::Limits;
 use sluice_fuse::erofs_mount::ErofsMount;
 use sluice_fuse::trees::{ImageTree, OnlyTree};
 use sluice_fuse::{Front, Layer, Session, SessionOptions, mountinfo};
+use sluice_snapshotter::images::TreeRequest;
 use sluice_storage::{Cache, LazyLayer};
 use tokio::runtime::Handle;
 
 use super::layers::{LayerLease, ServedLayers};
+use super::records::OwnRecord;
 use crate::open_image::{read_ahead_kib, write_tree};
 
 /// Mounts of earlier processes that are taken away from one directory at most; each start leaves one at most.
@@ -37,12 +39,23 @@ enum Shown {
     Fuse(Mutex<Session>),
 }
 
+/// What is to be mounted where.
+#[derive(Debug)]
+pub(super) struct TreeMount<'a> {
+    pub(super) tree: &'a TreeRequest,
+    /// The layers of `tree`, lowest first.
+    pub(super) stack: &'a [LazyLayer],
+    pub(super) target: &'a Path,
+}
+
 /// A mounted tree. Dropping it unmounts it.
 #[derive(Debug)]
 pub(super) struct MountedTree {
     // Dropped before the layers.
     shown: Shown,
     layers: Vec<LayerLease>,
+    /// By which a successor finds it.
+    record: Option<OwnRecord>,
     /// Device number of the mounted file system.
     device: u64,
     /// How long it took to merge and mount it.
@@ -50,42 +63,79 @@ pub(super) struct MountedTree {
 }
 
 impl MountedTree {
-    /// Merges `stack`, lowest layer first, and mounts it on `target`, from which everything is taken away first. Blocks.
+    /// Merges the layers and mounts the tree on its target, where nothing is mounted. Blocks.
     ///
     /// # Errors
     /// When the layers cannot be stacked or the kernel refuses; nothing is left behind then.
     pub(super) fn mount(
-        stack: &[LazyLayer],
+        request: &TreeMount<'_>,
         cache: &Cache,
         layers: &Arc<ServedLayers>,
-        target: &Path,
         runtime: &Handle,
     ) -> anyhow::Result<Self> {
         let began = Instant::now();
-        clear(target)?;
+        let TreeMount { tree, stack, target } = request;
         let tree_file = write_tree(stack, cache)?;
         let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
-        let missing = leases.iter().map(|lease| lease.plain().missing_chunks()).sum();
-        let chunks = stack.iter().map(|layer| layer.index.chunks.chunks().len()).sum();
-        let read_ahead = Some(read_ahead_kib(missing, chunks));
-        let shown = match layers.front() {
+        let read_ahead = Some(read_ahead(stack, &leases));
+        let (shown, record) = match layers.front() {
             Front::Fuse => {
                 let session = mount_fuse(&tree_file, &leases, target, read_ahead, runtime)?;
-                Shown::Fuse(Mutex::new(session))
+                (Shown::Fuse(Mutex::new(session)), None)
             }
             Front::Erofs | Front::Auto => {
-                let devices = leases.iter().map(LayerLease::device);
-                let devices = devices.collect::<Result<Vec<PathBuf>, _>>()?;
-                Shown::Erofs(ErofsMount::mount(&tree_file, &devices, target, read_ahead)?)
+                let record = layers.record(tree, target);
+                match mount_erofs(&tree_file, &leases, target, read_ahead) {
+                    Ok(mount) => (Shown::Erofs(mount), record),
+                    Err(error) => {
+                        record.into_iter().for_each(OwnRecord::remove);
+                        return Err(error);
+                    }
+                }
             }
         };
-        let device = device_of(target)?;
         Ok(Self {
             shown,
             layers: leases,
-            device,
+            record,
+            device: device_of(target)?,
             mount_time: began.elapsed(),
         })
+    }
+
+    /// The tree that an earlier process recorded, as it is mounted. `None` when it is not: then its layers are given back
+    /// as soon as nobody uses it. Blocks.
+    ///
+    /// # Errors
+    /// When what is mounted cannot be looked at.
+    pub(super) fn find(
+        record: OwnRecord,
+        layers: Vec<LayerLease>,
+        runtime: &Handle,
+    ) -> anyhow::Result<Option<Self>> {
+        let (target, leaving) = (record.record.target.clone(), record.record.leaving.clone());
+        let mounted = ErofsMount::find(&target)?;
+        match (mounted, leaving) {
+            (Some(mount), leaving) if leaving.is_none() || leaving == mount.sysfs_directory() => {
+                Ok(Some(Self {
+                    shown: Shown::Erofs(mount),
+                    layers,
+                    record: Some(record),
+                    device: device_of(&target)?,
+                    mount_time: Duration::ZERO,
+                }))
+            }
+            (mounted, Some(leaving)) => {
+                // What is mounted there now belongs to another record.
+                std::mem::forget(mounted);
+                runtime.spawn(give_back_when_unused(Some(leaving), layers, Some(record)));
+                Ok(None)
+            }
+            (_, None) => {
+                record.remove();
+                Ok(None)
+            }
+        }
     }
 
     /// Whether `target` still shows it. Blocks for a moment.
@@ -105,14 +155,17 @@ impl MountedTree {
     ///
     /// # Errors
     /// When the kernel refuses. What is left is found by [`clear`].
-    pub(super) fn unmount(self, runtime: &Handle) -> anyhow::Result<()> {
+    pub(super) fn unmount(mut self, runtime: &Handle) -> anyhow::Result<()> {
         match self.shown {
             Shown::Erofs(mut mount) => {
                 let sysfs = mount.sysfs_directory();
+                if let Some(record) = &mut self.record {
+                    record.leave(sysfs.clone());
+                }
                 if let Err(sluice_fuse::Error::Busy { .. }) = mount.unmount(false) {
                     mount.unmount(true)?;
                 }
-                runtime.spawn(give_back_when_unused(sysfs, self.layers));
+                runtime.spawn(give_back_when_unused(sysfs, self.layers, self.record));
             }
             // The session keeps its layers until its last user is gone.
             Shown::Fuse(session) => {
@@ -124,7 +177,7 @@ impl MountedTree {
     }
 }
 
-async fn give_back_when_unused(sysfs: Option<PathBuf>, layers: Vec<LayerLease>) {
+async fn give_back_when_unused(sysfs: Option<PathBuf>, layers: Vec<LayerLease>, record: Option<OwnRecord>) {
     let Some(sysfs) = sysfs else {
         // Kernels that do not tell the name: nobody knows when the last user leaves.
         std::future::pending::<()>().await;
@@ -135,6 +188,25 @@ async fn give_back_when_unused(sysfs: Option<PathBuf>, layers: Vec<LayerLease>) 
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LAST_LOOK);
     }
+    record.into_iter().for_each(OwnRecord::remove);
+}
+
+/// The readahead window of a tree, in KiB.
+fn read_ahead(stack: &[LazyLayer], leases: &[LayerLease]) -> u32 {
+    let missing = leases.iter().map(|lease| lease.plain().missing_chunks()).sum();
+    let chunks = stack.iter().map(|layer| layer.index.chunks.chunks().len()).sum();
+    read_ahead_kib(missing, chunks)
+}
+
+fn mount_erofs(
+    tree_file: &Path,
+    leases: &[LayerLease],
+    target: &Path,
+    read_ahead_kib: Option<u32>,
+) -> anyhow::Result<ErofsMount> {
+    let devices = leases.iter().map(LayerLease::device);
+    let devices = devices.collect::<Result<Vec<PathBuf>, _>>()?;
+    Ok(ErofsMount::mount(tree_file, &devices, target, read_ahead_kib)?)
 }
 
 fn mount_fuse(
