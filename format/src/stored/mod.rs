@@ -21,9 +21,9 @@ use crate::{BlobDigest, ChunkTable, DiffId, FormatError, Hasher, LayerIndex, Lim
 use chunks::Chunks;
 use frames::Frames;
 
-/// Plain bytes after which the next restart point of a gzip stream begins a chunk. A chunk is fetched and decoded as a whole, so short ones waste less
-/// of what a start reads, while each costs its digest and what is kept of its window: 1.6 KiB on average in layers of Python wheels and
-/// Debian packages.
+/// Plain bytes after which the next restart point of a gzip stream begins a chunk. A chunk is fetched and decoded as a whole, so short ones waste less of
+/// what a start reads; but each costs about 2.1 KiB of index, nearly all of it window, whatever the spacing (layers of Python wheels and Debian
+/// packages: 0.9 % of the stored bytes at 1 MiB, 1.5 % at 512 KiB, 2.8 % at 256 KiB), which is fetched before the start and held in memory.
 pub const RESTART_SPACING: u64 = 1 << 20;
 
 /// Plain bytes after which the next end of a zstd frame ends a chunk: as in converted layers. A frame needs no window.
