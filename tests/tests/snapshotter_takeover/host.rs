@@ -26,6 +26,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// Less than the image has, so that bytes are fetched until the end.
 const QUOTA: &str = "24000000";
 
+/// More than the image has. The cache does not see what the kernel reads from its own memory, so in a small one the program itself is evicted
+/// sooner or later, and a host without a registry could not start it.
+pub(crate) const AMPLE: &str = "1000000000";
+
 /// The unit's name for systemd, and what is installed.
 const UNIT: &str = "sluice-snapshotter.service";
 const UNIT_TEXT: &str = include_str!("../../../cli/src/service/sluice-snapshotter.service");
@@ -45,6 +49,7 @@ pub(crate) enum Keeper {
 
 pub(crate) struct Host {
     keeper: Keeper,
+    quota: &'static str,
     supervisor: Option<Child>,
     systemd: Option<UserManager>,
     pub(crate) containerd: Option<Containerd>,
@@ -72,6 +77,11 @@ pub(crate) fn dice(seed: &mut u64, bound: u64) -> u64 {
 impl Host {
     /// Everything runs, and the image is pulled.
     pub(crate) fn start(keeper: Keeper) -> Result<Self> {
+        Self::start_within(keeper, QUOTA)
+    }
+
+    /// The same with another quota of the cache.
+    pub(crate) fn start_within(keeper: Keeper, quota: &'static str) -> Result<Self> {
         prerequisites::root()?;
         let source = Scratch::new("takeover-source")?;
         let image = workload::image()?.write(&source.join("source"), "load")?;
@@ -82,6 +92,7 @@ impl Host {
         scratch.directory("out")?;
         let mut host = Self {
             keeper,
+            quota,
             supervisor: None,
             systemd: None,
             containerd: None,
@@ -130,7 +141,7 @@ impl Host {
         for (option, name) in [("--root", "root"), ("--socket", "p.sock"), ("--cache", "cache")] {
             words.extend([option.to_owned(), place(name)]);
         }
-        words.extend(["--front", "erofs", "--cache-quota", QUOTA].map(str::to_owned));
+        words.extend(["--front", "erofs", "--cache-quota", self.quota].map(str::to_owned));
         words
     }
 

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use sluice_tests::registry::Class;
 use sluice_tests::{mountinfo, process, systemd};
 
-use self::host::{Host, Keeper, PATIENCE, dice, now};
+use self::host::{AMPLE, Host, Keeper, PATIENCE, dice, now};
 
 /// How often the snapshotter is killed.
 const KILLS: u64 = 50;
@@ -122,7 +122,7 @@ fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> 
 
 #[test]
 fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Result<()> {
-    let mut host = Host::start(Keeper::Supervisor)?;
+    let mut host = Host::start_within(Keeper::Supervisor, AMPLE)?;
     host.work_all()?;
     host.reboot()?;
     let records = host.acknowledged()?;
