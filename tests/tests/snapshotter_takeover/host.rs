@@ -23,12 +23,11 @@ const NAME: &str = "sluice";
 /// How long a start, an end or a read may take before it counts as a hang.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Less than the image has, so that bytes are fetched until the end.
-const QUOTA: &str = "24000000";
+/// A cache for less than the image has, so that bytes are fetched until the end.
+pub(crate) const SMALL_CACHE: &str = "24000000";
 
-/// More than the image has. The cache does not see what the kernel reads from its own memory, so in a small one the program itself is evicted
-/// sooner or later, and a host without a registry could not start it.
-pub(crate) const AMPLE: &str = "1000000000";
+/// A cache for all that the image has.
+pub(crate) const LARGE_CACHE: &str = "1000000000";
 
 /// The unit's name for systemd, and what is installed.
 const UNIT: &str = "sluice-snapshotter.service";
@@ -49,7 +48,7 @@ pub(crate) enum Keeper {
 
 pub(crate) struct Host {
     keeper: Keeper,
-    quota: &'static str,
+    cache_quota: &'static str,
     supervisor: Option<Child>,
     systemd: Option<UserManager>,
     pub(crate) containerd: Option<Containerd>,
@@ -76,12 +75,7 @@ pub(crate) fn dice(seed: &mut u64, bound: u64) -> u64 {
 
 impl Host {
     /// Everything runs, and the image is pulled.
-    pub(crate) fn start(keeper: Keeper) -> Result<Self> {
-        Self::start_within(keeper, QUOTA)
-    }
-
-    /// The same with another quota of the cache.
-    pub(crate) fn start_within(keeper: Keeper, quota: &'static str) -> Result<Self> {
+    pub(crate) fn start(keeper: Keeper, cache_quota: &'static str) -> Result<Self> {
         prerequisites::root()?;
         let source = Scratch::new("takeover-source")?;
         let image = workload::image()?.write(&source.join("source"), "load")?;
@@ -92,7 +86,7 @@ impl Host {
         scratch.directory("out")?;
         let mut host = Self {
             keeper,
-            quota,
+            cache_quota,
             supervisor: None,
             systemd: None,
             containerd: None,
@@ -141,7 +135,7 @@ impl Host {
         for (option, name) in [("--root", "root"), ("--socket", "p.sock"), ("--cache", "cache")] {
             words.extend([option.to_owned(), place(name)]);
         }
-        words.extend(["--front", "erofs", "--cache-quota", self.quota].map(str::to_owned));
+        words.extend(["--front", "erofs", "--cache-quota", self.cache_quota].map(str::to_owned));
         words
     }
 
@@ -249,10 +243,7 @@ impl Host {
     /// Starts a container that works until it is told to stop.
     pub(crate) fn work(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let id = format!("sluice-takeover-{}-{name}", std::process::id());
-        let mount = format!(
-            "type=bind,src={},dst={OUT},options=rbind:rw",
-            self.out().display()
-        );
+        let mount = self.out_mount();
         let start = [
             "run",
             "-d",
@@ -267,6 +258,32 @@ impl Host {
         self.ctr(&[&start[..], arguments].concat())?;
         self.containers.push(id);
         Ok(())
+    }
+
+    /// Has a container read the whole image.
+    pub(crate) fn read_whole(&self) -> Result<()> {
+        let id = format!("sluice-takeover-{}-whole", std::process::id());
+        let mount = self.out_mount();
+        let start = [
+            "run",
+            "--rm",
+            "--mount",
+            &mount,
+            "--snapshotter",
+            NAME,
+            &self.reference,
+            &id,
+        ];
+        self.ctr(&[&start[..], &[PROGRAM, "whole", "whole"]].concat())?;
+        Ok(())
+    }
+
+    /// Where the containers find the directory in which they tell what they did.
+    fn out_mount(&self) -> String {
+        format!(
+            "type=bind,src={},dst={OUT},options=rbind:rw",
+            self.out().display()
+        )
     }
 
     /// Two readers and a database.

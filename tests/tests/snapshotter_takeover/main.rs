@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use sluice_tests::registry::Class;
 use sluice_tests::{mountinfo, process, systemd};
 
-use self::host::{AMPLE, Host, Keeper, PATIENCE, dice, now};
+use self::host::{Host, Keeper, LARGE_CACHE, PATIENCE, SMALL_CACHE, dice, now};
 
 /// How often the snapshotter is killed.
 const KILLS: u64 = 50;
@@ -23,9 +23,9 @@ const UPGRADES: usize = 6;
 /// Stored bytes that are fetched while the snapshotter is killed, at least.
 const FETCHED_MIN: u64 = 16 << 20;
 
-/// Kills the service again and again under containers that read and write.
-fn kill_often(keeper: Keeper) -> Result<Host> {
-    let mut host = Host::start(keeper)?;
+/// Kills the service again and again under containers that read and write. Gives also what they did.
+fn kill_often(keeper: Keeper) -> Result<(Host, String)> {
+    let mut host = Host::start(keeper, SMALL_CACHE)?;
     host.work_all()?;
     host.registry.traffic().clear();
     let (mut seed, mut gaps) = (7, Vec::new());
@@ -41,7 +41,7 @@ fn kill_often(keeper: Keeper) -> Result<Host> {
     host.wait_listening()?;
     host.ensure_going_on()?;
     let fetched = host.registry.traffic().bytes(Class::Blob);
-    println!(
+    let done = format!(
         "{} reads, {} records and {fetched} fetched bytes during {KILLS} kills, median pause {:?}",
         host.reads()?.len(),
         host.acknowledged()?,
@@ -57,12 +57,13 @@ fn kill_often(keeper: Keeper) -> Result<Host> {
         "{adopted} adopted, {created} created\n{}",
         host.log()
     );
-    Ok(host)
+    Ok((host, done))
 }
 
 #[test]
 fn privileged_containers_do_not_notice_kills() -> Result<()> {
-    let mut host = kill_often(Keeper::Supervisor)?;
+    let (mut host, done) = kill_often(Keeper::Supervisor)?;
+    println!("{done}");
     host.finish()?;
     host.end()
 }
@@ -73,7 +74,8 @@ fn privileged_containers_do_not_notice_kills_under_systemd() -> Result<()> {
         print!("{printed}");
         return Ok(());
     }
-    let mut host = kill_often(Keeper::Systemd)?;
+    let (mut host, done) = kill_often(Keeper::Systemd)?;
+    println!("{done}");
     host.upgrade()?;
     host.ensure_going_on()?;
     let (_, created) = host.sessions();
@@ -84,7 +86,7 @@ fn privileged_containers_do_not_notice_kills_under_systemd() -> Result<()> {
 
 #[test]
 fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> Result<()> {
-    let mut host = Host::start(Keeper::Supervisor)?;
+    let mut host = Host::start(Keeper::Supervisor, SMALL_CACHE)?;
     host.work_all()?;
     let mut gaps = Vec::new();
     for at in 0..UPGRADES {
@@ -122,10 +124,10 @@ fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> 
 
 #[test]
 fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Result<()> {
-    let mut host = Host::start_within(Keeper::Supervisor, AMPLE)?;
+    let mut host = Host::start(Keeper::Supervisor, LARGE_CACHE)?;
+    host.read_whole()?;
     host.work_all()?;
     host.reboot()?;
-    let records = host.acknowledged()?;
     host.registry.vanish();
     host.start_service()?;
     host.containerd.as_mut().context("no containerd runs")?.reboot()?;
@@ -136,13 +138,6 @@ fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Re
     for id in &host.containers {
         host.ctr(&["tasks", "start", "--detach", id])?;
     }
-    // Readers need bytes that the cache does not have. The database has all that it needs, and what it had acknowledged.
-    process::wait_until("another record of the database", PATIENCE, || {
-        host.acknowledged()
-            .is_ok_and(|acknowledged| acknowledged > records)
-    })
-    .with_context(|| host.log())?;
-    host.registry.come_back()?;
     process::wait_until("reads", PATIENCE, || {
         host.reads().is_ok_and(|reads| reads.len() > 2)
     })
@@ -154,7 +149,7 @@ fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Re
 
 #[test]
 fn privileged_a_service_that_was_stopped_starts_over_what_it_left() -> Result<()> {
-    let mut host = Host::start(Keeper::Supervisor)?;
+    let mut host = Host::start(Keeper::Supervisor, SMALL_CACHE)?;
     host.work_all()?;
     host.finish()?;
     host.work("idle", &["write", "idle"])?;
