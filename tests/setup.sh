@@ -7,7 +7,7 @@ trap 'rm -rf "${temporary[@]}"' EXIT
 
 packages=(
 	acl attr binutils ca-certificates containerd debootstrap docker-registry e2fsprogs erofs-utils fuse3 g++ jq kmod
-	libcap2-bin mount pigz podman procps runc skopeo umoci util-linux zstd
+	libcap2-bin mount pigz podman procps runc skopeo systemd umoci util-linux zstd
 )
 missing=()
 for package in "${packages[@]}"; do

@@ -207,6 +207,28 @@ fn a_cache_full_of_what_stays_keeps_to_its_quota() {
 }
 
 #[test]
+fn a_call_for_room_that_finds_nothing_to_do_is_not_the_last() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (pinned, large) = (sample(CHUNKS), SampleLayer::new(1, 4 * CHUNK_LEN, 0));
+    let before = open(dir.path());
+    fill(&before.layer(&pinned.layer.index), &pinned);
+    let pin = Pin::Layer(pinned.layer.diff_id);
+    before.pin(&pin).expect("pinned");
+    let used = before.evict(all_but(u64::MAX)).expect("measured").after;
+    drop(before);
+    // Between the watermarks: the large chunk does not fit, and there is nothing to evict for it.
+    let cache = with_quota(dir.path(), Some(used / 90 * 100));
+    let layer = cache.layer(&large.layer.index);
+    assert!(!layer.store_chunk(0, &large.plain));
+    cache.tend();
+    cache.unpin(&pin).expect("unpinned");
+    assert!(!layer.store_chunk(0, &large.plain));
+    cache.tend();
+    let after = cache.evict(all_but(u64::MAX)).expect("measured").after;
+    assert!(after < used, "{after} of {used}");
+}
+
+#[test]
 fn only_one_process_evicts_at_a_time() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let cache = open(dir.path());

@@ -23,6 +23,7 @@ pub mod registry;
 pub mod scratch;
 pub mod sluice;
 pub mod snapshots;
+pub mod systemd;
 pub mod takeover;
 pub mod tree_compare;
 pub mod workload;

@@ -62,7 +62,7 @@ async fn run_engine(args: &SnapshotterArgs, store: DescriptorStore, left: &mut b
     let others = image_service(args, &registries)?;
     let engine = open_engine(args, registries, &counters, store).await?;
     let result = serve_until_ended(args, signals, engine.clone(), others, counters).await;
-    *left = engine.leave();
+    *left = engine.leave().await;
     result
 }
 

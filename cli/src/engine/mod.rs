@@ -14,6 +14,7 @@
 
 mod images;
 mod layers;
+mod lingering;
 mod records;
 mod starts;
 mod takeover;
@@ -37,6 +38,7 @@ use tokio::task::spawn_blocking;
 
 use self::images::{ImageKey, LoadedImages};
 use self::layers::ServedLayers;
+use self::lingering::Lingering;
 use self::records::Records;
 use self::starts::Starts;
 use self::trees::{MountedTree, TreeMount};
@@ -64,6 +66,7 @@ pub(crate) struct Engine {
     images: Arc<LoadedImages>,
     // Dropped before the session of the layers.
     trees: Mutex<takeover::Trees>,
+    lingering: Arc<Lingering>,
     starts: Option<Arc<Starts>>,
     layers: Arc<ServedLayers>,
     runtime: Handle,
@@ -82,12 +85,13 @@ impl Engine {
         tracing::info!(?front, "image trees are shown");
         let layers = ServedLayers::new(&options, front);
         let images = Arc::new(LoadedImages::new(&options));
+        let lingering = Lingering::new();
         let trees = if front == Front::Fuse {
             store.remove_unclaimed()?;
             takeover::Trees::new()
         } else {
             let records = store.is_present().then(|| Records::open(&options.root));
-            takeover::open_session(&layers, &images, store, records.transpose()?).await?
+            takeover::open_session(&layers, &images, &lingering, store, records.transpose()?).await?
         };
         let starts = options
             .uses_profiles
@@ -96,6 +100,7 @@ impl Engine {
             cache: options.cache,
             images,
             trees: Mutex::new(trees),
+            lingering,
             starts,
             layers,
             runtime: Handle::current(),
@@ -108,7 +113,8 @@ impl Engine {
 
     /// Leaves what is mounted to the next process of the service, and tells whether it did: there has to be somebody who
     /// keeps the session meanwhile. To be followed by the end of this process.
-    pub(crate) fn leave(&self) -> bool {
+    pub(crate) async fn leave(&self) -> bool {
+        self.lingering.finish().await;
         let left = self.layers.leave();
         if left {
             // Dropping them would unmount them.
@@ -193,10 +199,10 @@ impl Engine {
 
     async fn hide(&self, target: &Path) -> anyhow::Result<()> {
         let tree = self.trees().remove(target);
-        let (target, runtime) = (target.to_owned(), self.runtime.clone());
+        let (target, lingering) = (target.to_owned(), self.lingering.clone());
         let unmounted = spawn_blocking(move || {
             if let Some(tree) = tree.and_then(Arc::into_inner) {
-                tree.unmount(&runtime)?;
+                tree.unmount(&lingering)?;
             }
             trees::clear(&target)
         });

@@ -19,12 +19,12 @@ use anyhow::Context as _;
 use futures_util::future::join_all;
 use sluice_fuse::DescriptorStore;
 use sluice_fuse::session::Origin;
-use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::images::LoadedImages;
 use super::layers::{LayerLease, SESSION, ServedLayers};
+use super::lingering::Lingering;
 use super::records::{OwnRecord, Records};
 use super::trees::MountedTree;
 
@@ -44,6 +44,7 @@ type Opened = (OwnRecord, Vec<LayerLease>);
 pub(super) async fn open_session(
     layers: &Arc<ServedLayers>,
     images: &LoadedImages,
+    lingering: &Arc<Lingering>,
     store: DescriptorStore,
     records: Option<Records>,
 ) -> anyhow::Result<Trees> {
@@ -54,11 +55,11 @@ pub(super) async fn open_session(
         found.into_iter().for_each(OwnRecord::remove);
         Vec::new()
     };
-    let (layers, runtime) = (layers.clone(), Handle::current());
+    let (layers, lingering) = (layers.clone(), lingering.clone());
     let taken = spawn_blocking(move || {
         let origin = layers.open_session(store, records)?;
         let trees = match origin {
-            Origin::Adopted => take_over(opened, &layers, &runtime),
+            Origin::Adopted => take_over(opened, &layers, &lingering),
             Origin::Created => {
                 opened.into_iter().for_each(|(record, _)| record.remove());
                 Trees::new()
@@ -117,7 +118,7 @@ async fn open_tree(
 }
 
 /// Takes over what is still mounted, or unmounted and used.
-fn take_over(opened: Vec<Opened>, layers: &ServedLayers, runtime: &Handle) -> Trees {
+fn take_over(opened: Vec<Opened>, layers: &ServedLayers, lingering: &Arc<Lingering>) -> Trees {
     let mut trees = Trees::new();
     for (record, leases) in opened {
         let target = record.record.target.clone();
@@ -125,7 +126,7 @@ fn take_over(opened: Vec<Opened>, layers: &ServedLayers, runtime: &Handle) -> Tr
             record.remove();
             continue;
         }
-        match MountedTree::find(record, leases, runtime) {
+        match MountedTree::find(record, leases, lingering) {
             Ok(Some(tree)) => {
                 trees.insert(target, Arc::new(tree));
             }

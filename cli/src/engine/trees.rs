@@ -1,8 +1,4 @@
-//! One mounted image tree.
-//!
-//! A tree that is unmounted may be in use still: the overlay of a container that is just ending holds its file system, and its
-//! reads must be answered. The kernel lists an EROFS file system below `/sys/fs/erofs` until its last user is gone; only
-//! then the layers are given back. A process that ends before that leaves a record, and its successor goes on waiting.
+//! One mounted image tree. What becomes of it when it is unmounted: [`super::lingering`].
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -21,15 +17,12 @@ use sluice_storage::{Cache, LazyLayer};
 use tokio::runtime::Handle;
 
 use super::layers::{LayerLease, ServedLayers};
+use super::lingering::{Lingering, Unmounted};
 use super::records::OwnRecord;
 use crate::open_image::{read_ahead_kib, write_tree};
 
 /// Mounts of earlier processes that are taken away from one directory at most; each start leaves one at most.
 const LEFTOVERS_MAX: usize = 64;
-
-/// Pauses between two looks at whether a file system is still used: the first, and the longest.
-const FIRST_LOOK: Duration = Duration::from_millis(10);
-const LAST_LOOK: Duration = Duration::from_secs(5);
 
 /// How a tree is shown.
 #[derive(Debug)]
@@ -111,7 +104,7 @@ impl MountedTree {
     pub(super) fn find(
         record: OwnRecord,
         layers: Vec<LayerLease>,
-        runtime: &Handle,
+        lingering: &Arc<Lingering>,
     ) -> anyhow::Result<Option<Self>> {
         let (target, leaving) = (record.record.target.clone(), record.record.leaving.clone());
         let mounted = ErofsMount::find(&target)?;
@@ -128,7 +121,11 @@ impl MountedTree {
             (mounted, Some(leaving)) => {
                 // What is mounted there now belongs to another record.
                 std::mem::forget(mounted);
-                runtime.spawn(give_back_when_unused(Some(leaving), layers, Some(record)));
+                lingering.add(Unmounted {
+                    file_system: Some(leaving),
+                    layers,
+                    record: Some(record),
+                });
                 Ok(None)
             }
             (_, None) => {
@@ -155,7 +152,7 @@ impl MountedTree {
     ///
     /// # Errors
     /// When the kernel refuses. What is left is found by [`clear`].
-    pub(super) fn unmount(mut self, runtime: &Handle) -> anyhow::Result<()> {
+    pub(super) fn unmount(mut self, lingering: &Arc<Lingering>) -> anyhow::Result<()> {
         match self.shown {
             Shown::Erofs(mut mount) => {
                 let sysfs = mount.sysfs_directory();
@@ -165,7 +162,11 @@ impl MountedTree {
                 if let Err(sluice_fuse::Error::Busy { .. }) = mount.unmount(false) {
                     mount.unmount(true)?;
                 }
-                runtime.spawn(give_back_when_unused(sysfs, self.layers, self.record));
+                lingering.add(Unmounted {
+                    file_system: sysfs,
+                    layers: self.layers,
+                    record: self.record,
+                });
             }
             // The session keeps its layers until its last user is gone.
             Shown::Fuse(session) => {
@@ -175,20 +176,6 @@ impl MountedTree {
         }
         Ok(())
     }
-}
-
-async fn give_back_when_unused(sysfs: Option<PathBuf>, layers: Vec<LayerLease>, record: Option<OwnRecord>) {
-    let Some(sysfs) = sysfs else {
-        // Kernels that do not tell the name: nobody knows when the last user leaves.
-        std::future::pending::<()>().await;
-        return drop(layers);
-    };
-    let mut pause = FIRST_LOOK;
-    while tokio::fs::try_exists(&sysfs).await.unwrap_or(false) {
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LAST_LOOK);
-    }
-    record.into_iter().for_each(OwnRecord::remove);
 }
 
 /// The readahead window of a tree, in KiB.

@@ -1,6 +1,6 @@
 //! Making containerd and systemd of this host know Sluice.
 //!
-//! [`plan`] says which files would hold what, `make` of each change does it: [`config`] knows containerd's files, [`unit`] the
+//! [`plan`] says which files would hold what, `make` of each change does it: [`config`] knows containerd's files, [`mod@unit`] the
 //! service, [`files`] how a file is changed so that it can be taken back. Running it again changes nothing, and other people's
 //! text stays.
 

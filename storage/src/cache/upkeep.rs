@@ -107,9 +107,11 @@ impl Cache {
         match self.evict(goal) {
             Ok(evicted) => {
                 tracing::debug!(?evicted, "evicted");
-                if evicted.after < evicted.before {
+                // Others store meanwhile, so the sum alone does not tell whether anything went.
+                let made_room = evicted.after < evicted.before || evicted.chunks + evicted.layers > 0;
+                if made_room {
                     self.shared.outage.retry();
-                } else {
+                } else if list.full || evicted.after > space.high() {
                     self.shared.errands.rest(now);
                     self.say_full(&evicted);
                 }

@@ -375,14 +375,14 @@ async fn an_evicted_layer_goes_as_a_whole_and_comes_again_once_for_all_readers()
 
 #[tokio::test]
 async fn a_repeated_stream_never_shows_a_wrong_byte() {
-    let fixture = Fixture::new();
-    let (blob, layer) = fixture.layer(gzip(&fixture.plain, 1 << 20));
-    let streamed = fixture.stream(&layer).await.unwrap();
-    let fetcher = Fetcher::new(Arc::new(Counters::default()));
     for (times, is_read) in [(Times::First(1), true), (Times::Always, false)] {
+        // One each: the stream goes on behind a read, and has the layer open.
+        let fixture = Fixture::new();
+        let (blob, layer) = fixture.layer(gzip(&fixture.plain, 1 << 20));
+        let streamed = fixture.stream(&layer).await.unwrap();
         evict_all(&fixture);
-        blob.heal();
         blob.inject(Fault::FlippedByte { stored_off: 20_000 }, times);
+        let fetcher = Fetcher::new(Arc::new(Counters::default()));
         let reader = PlainLayer::new(&streamed, Some(fixture.cache.layer(&streamed.index)), &fetcher);
         match reader.read(0..2_000_000).await {
             Ok(bytes) => assert!(is_read && bytes == fixture.plain[..2_000_000]),

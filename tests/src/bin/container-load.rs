@@ -1,5 +1,6 @@
-//! Runs in a container of the tests: `container-load read|write NAME [SEED]`, see `sluice_tests::workload`.
+//! Runs in a container of the tests: `container-load read|write|whole NAME [SEED]`, see `sluice_tests::workload`.
 //!
+//! `whole` reads and compares every file of the image once.
 //! The reader compares random ranges of a file of the image, and has the kernel forget them afterwards. The writer is a
 //! small database: a log that grows, pages that are overwritten, both brought to the disk before a record counts; and it
 //! changes files of the image. At its start and its end it verifies everything that it has acknowledged, also what an
@@ -42,13 +43,14 @@ fn main() -> Result<()> {
     let (mode, name) = arguments
         .next()
         .zip(arguments.next())
-        .context("usage: read|write NAME")?;
+        .context("usage: read|write|whole NAME")?;
     let seed = arguments.next().map_or(Ok(1), |seed| seed.parse())?;
     let out = Path::new(OUT).join(&name);
     let outcome = match mode.as_str() {
         "read" => read(&out, seed),
         "write" => write(&out),
-        other => bail!("{other} is neither read nor write"),
+        "whole" => read_whole(),
+        other => bail!("{other} is none of read, write and whole"),
     };
     match &outcome {
         Ok(done) => fs::write(out.with_extension("done"), done.to_string())?,
@@ -84,6 +86,18 @@ fn read(out: &Path, seed: u64) -> Result<u64> {
         count += 1;
     }
     Ok(count)
+}
+
+/// Gives the number of files.
+fn read_whole() -> Result<u64> {
+    ensure!(fs::read(LARGE)? == pattern(0..LARGE_LEN), "{LARGE} is wrong");
+    for number in 0..SMALL_FILES {
+        ensure!(
+            fs::read(small(number))? == small_bytes(number),
+            "file {number} is wrong"
+        );
+    }
+    Ok(SMALL_FILES + 1)
 }
 
 fn record(number: u64) -> Vec<u8> {

@@ -1,11 +1,9 @@
-//! Promise: containers do not notice that `sluice snapshotter` is killed, upgraded or started anew, nor that containerd is;
-//! after the host was started anew they start again without the registry; and when all is removed, nothing is left.
+//! A host under test: registry, containerd, `sluice snapshotter` and who keeps it, and containers that work.
 
 use std::fs::{self, File};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
@@ -13,8 +11,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::document::Layout;
-use sluice_tests::registry::{Class, CountingRegistry};
+use sluice_tests::registry::CountingRegistry;
 use sluice_tests::scratch::Scratch;
+use sluice_tests::systemd::UserManager;
 use sluice_tests::workload::{self, OUT, PROGRAM, Read, STOP};
 use sluice_tests::{mountinfo, prerequisites, process, sluice};
 
@@ -22,53 +21,61 @@ use sluice_tests::{mountinfo, prerequisites, process, sluice};
 const NAME: &str = "sluice";
 
 /// How long a start, an end or a read may take before it counts as a hang.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often the snapshotter is killed.
-const KILLS: u64 = 50;
+/// A cache for less than the image has, so that bytes are fetched until the end.
+pub(crate) const SMALL_CACHE: &str = "24000000";
 
-/// How often it is upgraded.
-const UPGRADES: usize = 6;
+/// A cache for all that the image has.
+pub(crate) const LARGE_CACHE: &str = "1000000000";
 
-/// Less than the image has, so that bytes are fetched until the end.
-const QUOTA: &str = "24000000";
-
-/// Stored bytes that are fetched while the snapshotter is killed, at least.
-const FETCHED_MIN: u64 = 16 << 20;
+/// The unit's name for systemd, and what is installed.
+const UNIT: &str = "sluice-snapshotter.service";
+const UNIT_TEXT: &str = include_str!("../../../cli/src/service/sluice-snapshotter.service");
 
 /// runc's state of the containers of containerd's default namespace, for every containerd on the host.
 const RUNC: &str = "/run/containerd/runc/default";
 
 /// From the moment when the process is told or made to end until there is another, in microseconds since 1970.
-type Gap = (u64, u64);
+pub(crate) type Gap = (u64, u64);
 
-struct Host {
+/// Who keeps the session and starts the service again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeper {
+    Supervisor,
+    Systemd,
+}
+
+pub(crate) struct Host {
+    keeper: Keeper,
+    cache_quota: &'static str,
     supervisor: Option<Child>,
-    containerd: Option<Containerd>,
-    registry: CountingRegistry,
+    systemd: Option<UserManager>,
+    pub(crate) containerd: Option<Containerd>,
+    pub(crate) registry: CountingRegistry,
     reference: String,
-    directory: PathBuf,
-    containers: Vec<String>,
+    pub(crate) directory: PathBuf,
+    pub(crate) containers: Vec<String>,
     // Removed last.
     _source: Scratch,
     _scratch: Scratch,
 }
 
 /// Microseconds since 1970.
-fn now() -> Result<u64> {
+pub(crate) fn now() -> Result<u64> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
     Ok(u64::try_from(since.as_micros())?)
 }
 
 /// Pseudo-random numbers below a bound.
-fn dice(seed: &mut u64, bound: u64) -> u64 {
+pub(crate) fn dice(seed: &mut u64, bound: u64) -> u64 {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
     (*seed >> 33) % bound
 }
 
 impl Host {
     /// Everything runs, and the image is pulled.
-    fn start() -> Result<Self> {
+    pub(crate) fn start(keeper: Keeper, cache_quota: &'static str) -> Result<Self> {
         prerequisites::root()?;
         let source = Scratch::new("takeover-source")?;
         let image = workload::image()?.write(&source.join("source"), "load")?;
@@ -78,7 +85,10 @@ impl Host {
         let scratch = Scratch::new("takeover")?;
         scratch.directory("out")?;
         let mut host = Self {
+            keeper,
+            cache_quota,
             supervisor: None,
+            systemd: None,
             containerd: None,
             reference: format!("{}/test:c", registry.address()),
             registry,
@@ -103,41 +113,76 @@ impl Host {
         self.directory.join("p.sock")
     }
 
-    fn out(&self) -> PathBuf {
+    pub(crate) fn out(&self) -> PathBuf {
         self.directory.join("out")
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.directory.join("service.log")).unwrap_or_default()
     }
 
     /// Puts another copy of the program in the place from which the service is started.
-    fn install(&self) -> Result<()> {
+    pub(crate) fn install(&self) -> Result<()> {
         let new = self.directory.join("new");
         fs::copy(sluice::binary()?, &new)?;
         Ok(fs::rename(new, self.directory.join("sluice"))?)
     }
 
-    fn start_service(&mut self) -> Result<()> {
-        let program = self.directory.join("sluice");
-        let mut command = Command::new(&program);
-        command
-            .arg("supervise")
-            .arg("--run-dir")
-            .arg(self.directory.join("run"));
-        command.arg("--").arg(&program).arg("snapshotter");
-        for (option, place) in [("--root", "root"), ("--socket", "p.sock"), ("--cache", "cache")] {
-            command.arg(option).arg(self.directory.join(place));
+    /// The command line of the service.
+    fn service(&self) -> Vec<String> {
+        let place = |name: &str| self.directory.join(name).display().to_string();
+        let mut words = vec![place("sluice"), "snapshotter".to_owned()];
+        for (option, name) in [("--root", "root"), ("--socket", "p.sock"), ("--cache", "cache")] {
+            words.extend([option.to_owned(), place(name)]);
         }
-        command.args(["--front", "erofs", "--cache-quota", QUOTA]);
-        command.env(process::MARK, &self.directory);
-        command.env("RUST_LOG", "info");
-        let log = self.directory.join("service.log");
-        self.supervisor = Some(process::spawn_logged(&mut command, &log)?);
+        words.extend(["--front", "erofs", "--cache-quota", self.cache_quota].map(str::to_owned));
+        words
+    }
+
+    pub(crate) fn start_service(&mut self) -> Result<()> {
+        match self.keeper {
+            Keeper::Supervisor => {
+                let mut command = Command::new(self.directory.join("sluice"));
+                command
+                    .arg("supervise")
+                    .arg("--run-dir")
+                    .arg(self.directory.join("run"));
+                command.arg("--").args(self.service());
+                command.env(process::MARK, &self.directory);
+                let log = self.directory.join("service.log");
+                self.supervisor = Some(process::spawn_logged(&mut command, &log)?);
+            }
+            Keeper::Systemd => {
+                if self.systemd.is_none() {
+                    let directory = self.directory.join("systemd");
+                    self.systemd = Some(UserManager::start(&directory, UNIT, &self.unit())?);
+                }
+                self.systemd()?.systemctl(&["start", UNIT])?;
+            }
+        }
         self.wait_listening()
     }
 
-    fn wait_listening(&self) -> Result<()> {
+    /// The unit that is installed, with the places of this test.
+    fn unit(&self) -> String {
+        let (log, directory) = (self.directory.join("service.log"), self.directory.display());
+        let line = |line: &str| match line {
+            "[Service]" => format!(
+                "{line}\nEnvironment={}={directory}\nStandardError=append:{}\n",
+                process::MARK,
+                log.display()
+            ),
+            line if line.starts_with("ExecStart=") => format!("ExecStart={}\n", self.service().join(" ")),
+            line => format!("{line}\n"),
+        };
+        UNIT_TEXT.lines().map(line).collect()
+    }
+
+    fn systemd(&self) -> Result<&UserManager> {
+        self.systemd.as_ref().context("no systemd runs")
+    }
+
+    pub(crate) fn wait_listening(&self) -> Result<()> {
         process::wait_until("the snapshotter to listen", PATIENCE, || {
             UnixStream::connect(self.socket()).is_ok()
         })
@@ -150,6 +195,10 @@ impl Host {
 
     /// The process that serves now, or is about to.
     fn server(&self) -> Result<Option<Pid>> {
+        if self.keeper == Keeper::Systemd {
+            let pid = self.systemd()?.property(UNIT, "MainPID")?.parse()?;
+            return Ok((pid != 0).then(|| Pid::from_raw(pid)));
+        }
         let pid = self.supervisor()?.id();
         let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
         let first = children.split_ascii_whitespace().next();
@@ -157,7 +206,7 @@ impl Host {
     }
 
     /// Waits for a process, another one than `old`.
-    fn wait_server(&self, old: Option<Pid>) -> Result<Pid> {
+    pub(crate) fn wait_server(&self, old: Option<Pid>) -> Result<Pid> {
         let mut found = None;
         process::wait_until("the start of the snapshotter", PATIENCE, || {
             found = self.server().ok().flatten().filter(|pid| Some(*pid) != old);
@@ -171,13 +220,13 @@ impl Host {
         self.containerd.as_ref().context("no containerd runs")
     }
 
-    fn ctr(&self, arguments: &[&str]) -> Result<String> {
+    pub(crate) fn ctr(&self, arguments: &[&str]) -> Result<String> {
         let output = process::run(&mut self.containerd()?.ctr(arguments.iter().copied()));
         output.with_context(|| self.log())
     }
 
     /// containerd waits a moment before it connects to a snapshotter again.
-    fn wait_connected(&self) -> Result<()> {
+    pub(crate) fn wait_connected(&self) -> Result<()> {
         process::wait_until("containerd to find the snapshotter", PATIENCE, || {
             self.ctr(&["snapshots", "--snapshotter", NAME, "ls"]).is_ok()
         })
@@ -192,12 +241,9 @@ impl Host {
     }
 
     /// Starts a container that works until it is told to stop.
-    fn work(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
+    pub(crate) fn work(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let id = format!("sluice-takeover-{}-{name}", std::process::id());
-        let mount = format!(
-            "type=bind,src={},dst={OUT},options=rbind:rw",
-            self.out().display()
-        );
+        let mount = self.out_mount();
         let start = [
             "run",
             "-d",
@@ -214,8 +260,34 @@ impl Host {
         Ok(())
     }
 
+    /// Has a container read the whole image.
+    pub(crate) fn read_whole(&self) -> Result<()> {
+        let id = format!("sluice-takeover-{}-whole", std::process::id());
+        let mount = self.out_mount();
+        let start = [
+            "run",
+            "--rm",
+            "--mount",
+            &mount,
+            "--snapshotter",
+            NAME,
+            &self.reference,
+            &id,
+        ];
+        self.ctr(&[&start[..], &[PROGRAM, "whole", "whole"]].concat())?;
+        Ok(())
+    }
+
+    /// Where the containers find the directory in which they tell what they did.
+    fn out_mount(&self) -> String {
+        format!(
+            "type=bind,src={},dst={OUT},options=rbind:rw",
+            self.out().display()
+        )
+    }
+
     /// Two readers and a database.
-    fn work_all(&mut self) -> Result<()> {
+    pub(crate) fn work_all(&mut self) -> Result<()> {
         self.work("reader-1", &["read", "reader-1", "1"])?;
         self.work("reader-2", &["read", "reader-2", "2"])?;
         self.work("database", &["write", "database"])?;
@@ -226,19 +298,19 @@ impl Host {
         .with_context(|| self.log())
     }
 
-    fn reads(&self) -> Result<Vec<Read>> {
+    pub(crate) fn reads(&self) -> Result<Vec<Read>> {
         let mut reads = workload::reads(&self.out(), "reader-1")?;
         reads.extend(workload::reads(&self.out(), "reader-2")?);
         Ok(reads)
     }
 
-    fn acknowledged(&self) -> Result<u64> {
+    pub(crate) fn acknowledged(&self) -> Result<u64> {
         let text = fs::read_to_string(self.out().join("database.acknowledged"))?;
         Ok(text.trim().parse()?)
     }
 
     /// No container has failed, and all run.
-    fn ensure_at_work(&self) -> Result<()> {
+    pub(crate) fn ensure_at_work(&self) -> Result<()> {
         for entry in fs::read_dir(self.out())? {
             let path = entry?.path();
             let failed = path.extension().is_some_and(|extension| extension == "failed");
@@ -259,7 +331,7 @@ impl Host {
     }
 
     /// Every container goes on: it does something after now.
-    fn ensure_going_on(&self) -> Result<()> {
+    pub(crate) fn ensure_going_on(&self) -> Result<()> {
         let (since, records) = (now()?, self.acknowledged()?);
         for name in ["reader-1", "reader-2"] {
             process::wait_until("another read", PATIENCE, || {
@@ -277,7 +349,7 @@ impl Host {
     }
 
     /// Has the containers verify everything and end, and removes them.
-    fn finish(&mut self) -> Result<()> {
+    pub(crate) fn finish(&mut self) -> Result<()> {
         File::create(self.out().join(STOP))?;
         for name in ["reader-1", "reader-2", "database"] {
             let done = self.out().join(name).with_extension("done");
@@ -295,7 +367,7 @@ impl Host {
         self.remove_containers()
     }
 
-    fn remove_containers(&mut self) -> Result<()> {
+    pub(crate) fn remove_containers(&mut self) -> Result<()> {
         for id in std::mem::take(&mut self.containers) {
             self.ctr(&["tasks", "rm", "--force", &id])?;
             self.ctr(&["containers", "rm", &id])?;
@@ -304,7 +376,7 @@ impl Host {
     }
 
     /// Removes the image and ends the service; then nothing may be left.
-    fn end(mut self) -> Result<()> {
+    pub(crate) fn end(mut self) -> Result<()> {
         self.wait_connected()?;
         self.ctr(&["images", "rm", "--sync", &self.reference])?;
         let snapshots = self.directory.join("root/snapshots");
@@ -320,12 +392,24 @@ impl Host {
         mountinfo::assert_nothing_under(&self.directory)?;
         let records = names(&self.directory.join("root/mounted"))?;
         ensure!(records == ["lock"], "records are left: {records:?}");
-        let left = names(&self.directory.join("run"))?;
-        ensure!(left.is_empty(), "left in the run directory: {left:?}");
+        if self.keeper == Keeper::Supervisor {
+            let left = names(&self.directory.join("run"))?;
+            ensure!(left.is_empty(), "left in the run directory: {left:?}");
+        }
         Ok(())
     }
 
-    fn stop_service(&mut self) -> Result<()> {
+    pub(crate) fn stop_service(&mut self) -> Result<()> {
+        if self.keeper == Keeper::Systemd {
+            self.systemd()?.systemctl(&["stop", UNIT])?;
+            let result = self.systemd()?.property(UNIT, "Result")?;
+            ensure!(
+                result == "success",
+                "the service failed: {result}\n{}",
+                self.log()
+            );
+            return Ok(());
+        }
         let mut supervisor = self.supervisor.take().context("no supervisor runs")?;
         process::signal(&supervisor, Signal::SIGTERM)?;
         process::wait_until("the end of the service", PATIENCE, || {
@@ -336,9 +420,12 @@ impl Host {
     }
 
     /// Has the supervisor replace the process by one of the program that is there now.
-    fn upgrade(&self) -> Result<Gap> {
+    pub(crate) fn upgrade(&self) -> Result<Gap> {
         let (old, began) = (self.server()?, now()?);
-        process::signal(self.supervisor()?, Signal::SIGHUP)?;
+        match self.keeper {
+            Keeper::Supervisor => process::signal(self.supervisor()?, Signal::SIGHUP)?,
+            Keeper::Systemd => drop(self.systemd()?.systemctl(&["restart", UNIT])?),
+        }
         self.wait_server(old)?;
         let gap = (began, now()?);
         self.wait_listening()?;
@@ -346,7 +433,7 @@ impl Host {
     }
 
     /// Everything that the end of a host ends: processes, mounts, and what is not on disk.
-    fn reboot(&mut self) -> Result<()> {
+    pub(crate) fn reboot(&mut self) -> Result<()> {
         for id in &self.containers {
             let shim = format!("-id {id} ");
             for pid in processes(|command| command.contains("containerd-shim") && command.contains(&shim))? {
@@ -371,7 +458,7 @@ impl Host {
     }
 
     /// How often a process went on with the session of its predecessor, and how often one made a session.
-    fn sessions(&self) -> (usize, usize) {
+    pub(crate) fn sessions(&self) -> (usize, usize) {
         let log = self.log();
         let count = |origin: &str| {
             let is_it = |line: &&str| line.contains("session of the layers is open") && line.contains(origin);
@@ -381,7 +468,7 @@ impl Host {
     }
 
     /// Half of the gaps held no read up for longer than this: one that was under way, or began in the gap.
-    fn median_pause(&self, gaps: &[Gap]) -> Result<Duration> {
+    pub(crate) fn median_pause(&self, gaps: &[Gap]) -> Result<Duration> {
         let reads = self.reads()?;
         let held_up = |(begin, end): &Gap| {
             let meanwhile = reads
@@ -430,132 +517,4 @@ fn processes(is_it: impl Fn(&str) -> bool) -> Result<Vec<Pid>> {
         }
     }
     Ok(found)
-}
-
-#[test]
-fn privileged_containers_do_not_notice_kills() -> Result<()> {
-    let mut host = Host::start()?;
-    host.work_all()?;
-    host.registry.traffic().clear();
-    let (mut seed, mut gaps) = (7, Vec::new());
-    for _ in 0..KILLS {
-        thread::sleep(Duration::from_millis(dice(&mut seed, 600)));
-        let server = host.wait_server(None)?;
-        let began = now()?;
-        kill(server, Signal::SIGKILL).context("killing the snapshotter")?;
-        host.wait_server(Some(server))?;
-        gaps.push((began, now()?));
-        host.ensure_at_work()?;
-    }
-    host.wait_listening()?;
-    host.ensure_going_on()?;
-    let fetched = host.registry.traffic().bytes(Class::Blob);
-    println!(
-        "{} reads, {} records and {fetched} fetched bytes during {KILLS} kills, median pause {:?}",
-        host.reads()?.len(),
-        host.acknowledged()?,
-        host.median_pause(&gaps)?
-    );
-    ensure!(
-        fetched >= FETCHED_MIN,
-        "only {fetched} bytes were fetched meanwhile"
-    );
-    let (adopted, created) = host.sessions();
-    ensure!(
-        created == 1 && adopted > 0,
-        "{adopted} adopted, {created} created\n{}",
-        host.log()
-    );
-    host.finish()?;
-    host.end()
-}
-
-#[test]
-fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> Result<()> {
-    let mut host = Host::start()?;
-    host.work_all()?;
-    let mut gaps = Vec::new();
-    for at in 0..UPGRADES {
-        // An upgrade needs no registry; reads of bytes that are nowhere else wait until there is one.
-        let unreachable = at % 2 == 1;
-        host.install()?;
-        if unreachable {
-            host.registry.vanish();
-        }
-        let gap = host.upgrade()?;
-        if unreachable {
-            host.registry.come_back()?;
-        } else {
-            gaps.push(gap);
-        }
-        host.containerd
-            .as_mut()
-            .context("no containerd runs")?
-            .restart()?;
-        host.ensure_going_on()?;
-    }
-    println!(
-        "{UPGRADES} upgrades, median pause {:?}",
-        host.median_pause(&gaps)?
-    );
-    let sessions = host.sessions();
-    ensure!(
-        sessions == (UPGRADES, 1),
-        "{sessions:?} adopted and created\n{}",
-        host.log()
-    );
-    host.finish()?;
-    host.end()
-}
-
-#[test]
-fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Result<()> {
-    let mut host = Host::start()?;
-    host.work_all()?;
-    host.reboot()?;
-    let records = host.acknowledged()?;
-    host.registry.vanish();
-    host.start_service()?;
-    host.containerd.as_mut().context("no containerd runs")?.reboot()?;
-    host.wait_connected()?;
-    for name in ["reader-1.reads", "reader-2.reads"] {
-        fs::remove_file(host.out().join(name))?;
-    }
-    for id in &host.containers {
-        host.ctr(&["tasks", "start", "--detach", id])?;
-    }
-    // Readers need bytes that the cache does not have. The database has all that it needs, and what it had acknowledged.
-    process::wait_until("another record of the database", PATIENCE, || {
-        host.acknowledged()
-            .is_ok_and(|acknowledged| acknowledged > records)
-    })
-    .with_context(|| host.log())?;
-    host.registry.come_back()?;
-    process::wait_until("reads", PATIENCE, || {
-        host.reads().is_ok_and(|reads| reads.len() > 2)
-    })
-    .with_context(|| host.log())?;
-    host.ensure_going_on()?;
-    host.finish()?;
-    host.end()
-}
-
-#[test]
-fn privileged_a_service_that_was_stopped_starts_over_what_it_left() -> Result<()> {
-    let mut host = Host::start()?;
-    host.work_all()?;
-    host.finish()?;
-    host.work("idle", &["write", "idle"])?;
-    host.stop_service()?;
-    let left = mountinfo::mounts_under(&host.directory)?;
-    ensure!(left.len() == 1, "the tree of a container stays: {left:?}");
-    host.start_service()?;
-    let mounted = mountinfo::mounts_under(&host.directory)?;
-    ensure!(
-        mounted.len() == 1,
-        "the tree was mounted again in its place: {mounted:?}"
-    );
-    host.wait_connected()?;
-    host.remove_containers()?;
-    host.end()
 }
