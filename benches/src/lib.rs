@@ -8,6 +8,7 @@ pub mod container;
 pub mod decode;
 pub mod link;
 pub mod mounted;
+pub mod started;
 pub mod stats;
 pub mod table;
 pub mod walk;

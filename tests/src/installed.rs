@@ -24,32 +24,62 @@ pub struct Service {
 }
 
 impl Service {
-    /// Starts it with its state in `scratch` and without credentials of its own, in front of the image service of a containerd
-    /// that listens, or not, on a socket.
+    /// Starts it as [`Service::start`] does, in front of the image service of a containerd that listens, or not, on a socket.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub fn start_with_images(scratch: &Path, containerd: &Path, options: &[&str]) -> Result<Self> {
+        let containerd = containerd.to_str().context("the socket's path is not UTF-8")?;
+        Self::start(scratch, &[&["--cri-proxy", containerd], options].concat())
+    }
+
+    /// Starts it with its state in `scratch` and without credentials of its own.
     ///
     /// # Errors
     /// When it does not come up; the message holds its log.
-    pub fn start(scratch: &Path, containerd: &Path, options: &[&str]) -> Result<Self> {
+    pub fn start(scratch: &Path, options: &[&str]) -> Result<Self> {
         let mut command = sluice::command(["snapshotter"])?;
         for (option, path) in [
             ("--root", scratch.join("root")),
             ("--cache", scratch.join("cache")),
-            ("--socket", scratch.join("p.sock")),
-            ("--cri-proxy", containerd.to_path_buf()),
+            ("--socket", socket(scratch)),
             // Credentials of whoever runs the tests do not count.
             ("--auth-file", scratch.join("no-credentials.json")),
         ] {
             command.arg(option).arg(path);
         }
-        let log = scratch.join("service.log");
+        let log = log_path(scratch);
         let child = process::spawn_logged(command.args(options), &log)?;
         let service = Self { child };
         process::wait_until("the snapshotter to listen", START, || {
-            UnixStream::connect(scratch.join("p.sock")).is_ok()
+            UnixStream::connect(socket(scratch)).is_ok()
         })
         .with_context(|| fs::read_to_string(&log).unwrap_or_default())?;
         Ok(service)
     }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+/// The socket of a service with its state in `scratch`.
+pub fn socket(scratch: &Path) -> PathBuf {
+    scratch.join("p.sock")
+}
+
+/// Where a service with its state in `scratch` logs.
+fn log_path(scratch: &Path) -> PathBuf {
+    scratch.join("service.log")
+}
+
+/// What a service with its state in `scratch` has logged.
+///
+/// # Errors
+/// When the log cannot be read.
+pub fn log(scratch: &Path) -> Result<String> {
+    Ok(fs::read_to_string(log_path(scratch))?)
 }
 
 impl Drop for Service {
@@ -97,7 +127,7 @@ impl Host {
             for (option, value) in [
                 ("--containerd", release.program()?),
                 ("--containerd-config", config.to_path_buf()),
-                ("--socket", scratch.join("p.sock")),
+                ("--socket", socket(&scratch)),
                 ("--cache", scratch.join("cache")),
             ] {
                 command.arg(option).arg(value);
@@ -105,7 +135,7 @@ impl Host {
             process::run(command.args(install))?;
             change(config)?;
             path = config.to_path_buf();
-            started = Some(Service::start(
+            started = Some(Service::start_with_images(
                 &scratch,
                 &config.with_file_name("c.sock"),
                 service,
@@ -122,7 +152,7 @@ impl Host {
 
     /// The socket of the service.
     pub fn socket(&self) -> PathBuf {
-        self.scratch.join("p.sock")
+        socket(&self.scratch)
     }
 
     /// What the service has logged.
@@ -130,6 +160,6 @@ impl Host {
     /// # Errors
     /// When the log cannot be read.
     pub fn log(&self) -> Result<String> {
-        Ok(fs::read_to_string(self.scratch.join("service.log"))?)
+        log(&self.scratch)
     }
 }

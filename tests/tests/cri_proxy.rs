@@ -139,7 +139,7 @@ fn privileged_kubelets_credentials_serve_containers_of_containerd_2() -> Result<
 #[tokio::test(flavor = "multi_thread")]
 async fn privileged_without_containerd_calls_are_unavailable() -> Result<()> {
     let scratch = Scratch::new("cri-alone")?;
-    let _service = Service::start(&scratch, &scratch.join("nobody.sock"), &[])?;
+    let _service = Service::start_with_images(&scratch, &scratch.join("nobody.sock"), &[])?;
     let client = Client::connect(&scratch.join("p.sock")).await?;
     let listed = client.list().await.unwrap_err();
     assert_eq!(listed.code(), Code::Unavailable, "{listed}");

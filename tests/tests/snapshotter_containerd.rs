@@ -11,7 +11,7 @@ use sluice_format::DiffId;
 use sluice_snapshotter::labels::{IMAGE_REFERENCE, LAYER_DIGEST, MANIFEST_DIGEST, TARGET};
 use sluice_snapshotter::testing::DirectoryImages;
 use sluice_tests::containerd::{Containerd, Proxy, Release};
-use sluice_tests::images::{Entry, Image, ImageBuilder, Layer};
+use sluice_tests::images::{Entry, Image, ImageBuilder, Layer, shell};
 use sluice_tests::registry::{Class, CountingRegistry};
 use sluice_tests::scratch::Scratch;
 use sluice_tests::snapshots::images::TestImage;
@@ -23,20 +23,6 @@ use tonic::Code;
 const NAME: &str = "sluice";
 /// How long containerd's garbage collector may take.
 const COLLECTED: Duration = Duration::from_secs(60);
-
-/// A shell with the libraries that it loads.
-fn shell() -> Result<Layer> {
-    let loaded = process::run(Command::new("ldd").arg("/bin/dash"))?;
-    let libraries = loaded
-        .split_ascii_whitespace()
-        .filter(|word| word.starts_with('/'));
-    let mut layer = Layer::of([Entry::file("bin/sh", fs::read("/bin/dash")?).mode(0o755)]);
-    for library in libraries {
-        let name = library.trim_start_matches('/');
-        layer = layer.entry(Entry::file(name, fs::read(library)?).mode(0o755));
-    }
-    Ok(layer)
-}
 
 /// Four layers: the shell, files, changes of them, nothing.
 fn image(scratch: &Scratch) -> Result<Image> {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::document::Layout;
-use sluice_tests::images::{Entry, ImageBuilder, Layer};
+use sluice_tests::images::{Entry, ImageBuilder, Layer, shell};
 use sluice_tests::registry::{Class, CountingRegistry, DistributionRegistry};
 use sluice_tests::scratch::Scratch;
 use sluice_tests::{mountinfo, process, sluice};
@@ -34,20 +34,6 @@ const LARGE_LEN: u64 = 32 << 20;
 /// Runs in every container: reads, checks and writes.
 const SCRIPT: &str = "read a </top; [ -e /data/kept ] && [ ! -e /data/gone ] && echo b >/new && read b </new && \
                       echo $a $b";
-
-/// A shell with the libraries that it loads.
-fn shell() -> Result<Layer> {
-    let loaded = process::run(Command::new("ldd").arg("/bin/dash"))?;
-    let libraries = loaded
-        .split_ascii_whitespace()
-        .filter(|word| word.starts_with('/'));
-    let mut layer = Layer::of([Entry::file("bin/sh", fs::read("/bin/dash")?).mode(0o755)]);
-    for library in libraries {
-        let name = library.trim_start_matches('/');
-        layer = layer.entry(Entry::file(name, fs::read(library)?).mode(0o755));
-    }
-    Ok(layer)
-}
 
 /// Four layers: the shell, files, changes of them, nothing.
 fn builder() -> Result<ImageBuilder> {

@@ -25,14 +25,14 @@ use anyhow::ensure;
 use clap::{Parser, ValueEnum};
 use serde_json::json;
 use sluice_benches::command::{drop_caches_but, sluice};
-use sluice_benches::container::{Container, EntryPoint, Running};
+use sluice_benches::container::{Container, EntryPoint};
 use sluice_benches::link::LinkArgs;
 use sluice_benches::mounted::Mounted;
+use sluice_benches::started::{PROGRAMS, Started};
 use sluice_benches::stats::Stats;
 use sluice_benches::table::{Table, mb, say};
 use sluice_benches::{median, ratio, spread};
 use sluice_tests::containerd::Containerd;
-use sluice_tests::process;
 use sluice_tests::scratch::Scratch;
 
 /// Round trips that the bound allows: to resolve the tag, to load the indexes, and for the first bytes.
@@ -40,12 +40,6 @@ const ROUND_TRIPS: f64 = 3.0;
 
 /// What a cache keeps between `first` and `profile`.
 const PROFILES: &str = "profiles";
-
-/// Programs that the peer runs for every container.
-const PEER_PROGRAMS: [&str; 3] = ["ctr", "containerd-shim-runc-v2", "runc"];
-
-/// Name of the peer's container.
-const PEER_CONTAINER: &str = "coldstart";
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -262,26 +256,14 @@ impl Bench {
         };
         let reference = original.strip_prefix("docker://").unwrap_or(original);
         let containerd = Containerd::start()?;
-        drop_caches_but(&PEER_PROGRAMS.map(Path::new))?;
+        drop_caches_but(&PROGRAMS.map(Path::new))?;
         let meter = self.args.link.meter()?;
         let began = Instant::now();
         containerd.pull(reference)?;
         let pulled = began.elapsed().as_secs_f64();
-        let arguments = [
-            "run",
-            "--rm",
-            "--snapshotter",
-            "overlayfs",
-            reference,
-            PEER_CONTAINER,
-        ];
-        let mut container = Running::start(&mut containerd.ctr(arguments))?;
-        let run = container.until_ready(&self.args.ready)?;
-        let device = meter.received()?;
-        // It fails when the container has ended by itself.
-        let kill = ["tasks", "kill", "--signal", "SIGKILL", PEER_CONTAINER];
-        let _ = process::output(&mut containerd.ctr(kill))?;
-        container.until_end()?;
+        let container = Started::new(&containerd, "overlayfs", reference, &self.args.ready)?;
+        let (run, device) = (container.seconds(), meter.received()?);
+        container.end()?;
         self.note(Start {
             case: Case::Overlayfs,
             mount: pulled,

@@ -11,11 +11,13 @@ pub mod header;
 pub mod large;
 mod layer;
 mod layout;
+mod shell;
 mod sparse;
 mod upper;
 
 pub use entry::{Content, Dialect, Entry};
 pub use layer::{Compression, Layer, Piece, write_compressed};
 pub use layout::{Image, ImageBuilder, LayerRecord, LayoutWriter};
+pub use shell::shell;
 pub use sparse::{Sparse, SparseEncoding};
 pub use upper::write_upper;

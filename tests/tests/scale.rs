@@ -1,0 +1,35 @@
+//! Promise: however many images and containers a host has, there is one FUSE session and one mount per image, memory stays small, and when all
+//! is removed nothing is left.
+
+use anyhow::{Result, ensure};
+use sluice_tests::crowd::{self, Crowd};
+use sluice_tests::scratch::Scratch;
+
+/// What the process may take when it is idle.
+const MEMORY: u64 = 60_000_000;
+
+#[test]
+fn privileged_many_images_share_one_session_and_leave_nothing() -> Result<()> {
+    const IMAGES: usize = 12;
+    const CONTAINERS: usize = 2;
+    let scratch = Scratch::new("images")?;
+    let layout = crowd::images(&scratch, IMAGES, 300)?;
+    let mut host = Crowd::start(&layout)?;
+    for image in 0..IMAGES {
+        host.pull(image)?;
+        for number in 0..CONTAINERS {
+            host.run(image, number)?;
+        }
+    }
+    ensure!(host.sessions()? == 1, "{} sessions", host.sessions()?);
+    let trees = host.trees()?;
+    ensure!(
+        trees.len() == IMAGES && trees.iter().all(|tree| tree.fs_type == "erofs"),
+        "{trees:#?}"
+    );
+    let memory = host.memory()?;
+    ensure!(memory.anonymous <= MEMORY, "{memory:?}");
+    host.remove_all()?;
+    host.wait_for_nothing()?;
+    Ok(())
+}
