@@ -20,7 +20,7 @@ const SAMPLE_LEN: u64 = 128 << 20;
 #[derive(Debug)]
 pub struct Sample {
     stored: Bytes,
-    chunks: ChunkTable,
+    chunks: Arc<ChunkTable>,
     /// How many of the chunks the sample holds, from the first one on.
     count: usize,
     /// Bytes per second at which one plain request fetched the sample.

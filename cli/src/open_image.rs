@@ -197,7 +197,7 @@ pub(crate) fn replay(known: &Profile, image: &LazyImage, layers: &[Arc<PlainLaye
     let tables: Vec<_> = image
         .layers
         .iter()
-        .map(|layer| (layer.diff_id, &layer.index.chunks))
+        .map(|layer| (layer.diff_id, layer.index.chunks.as_ref()))
         .collect();
     let plan = profile::plan(known, &tables);
     for planned in &plan {

@@ -89,9 +89,10 @@ impl PlainLayer {
         fetcher: &Arc<Fetcher>,
         options: PlainLayerOptions,
     ) -> Arc<Self> {
+        let source = fetcher.source(layer, cache);
         Arc::new(Self {
-            source: fetcher.source(layer, cache),
-            foresight: Foresight::new(layer.index.clone()),
+            foresight: Foresight::new(source.index.clone()),
+            source,
             programs: loader::Programs::default(),
             runtime: Handle::current(),
             complete: OnceLock::new(),

@@ -6,6 +6,7 @@
 //! wrong becomes a line in a list, and the rest is examined nevertheless.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -118,7 +119,7 @@ struct ReadTwice {
 
 async fn read_twice(
     stream: ByteStream,
-    chunks: Option<ChunkTable>,
+    chunks: Option<Arc<ChunkTable>>,
     limits: &Limits,
     advanced: &(dyn Fn(u64) + Sync),
 ) -> Result<ReadTwice, Error> {

@@ -10,6 +10,8 @@ mod footer;
 mod header;
 mod sections;
 
+use std::sync::Arc;
+
 pub use footer::{FOOTER_LEN, IndexLocation, frame_index, parse_footer};
 
 use crate::compression::Codec;
@@ -26,8 +28,8 @@ const FORMAT: &str = "layer index";
 pub struct LayerIndex {
     /// The layer this describes.
     pub diff_id: DiffId,
-    /// Where the stored bytes of every chunk lie.
-    pub chunks: ChunkTable,
+    /// Where the stored bytes of every chunk lie. Shared: who only reads chunks does without the tree, which is much larger.
+    pub chunks: Arc<ChunkTable>,
     tree_image: Vec<u8>,
     stacking: Stacking,
 }
@@ -45,7 +47,12 @@ impl LayerIndex {
     ///
     /// # Errors
     /// [`FormatError`] when the tree does not fit an EROFS image.
-    pub fn new(diff_id: DiffId, chunks: ChunkTable, layer: &LayerTree) -> Result<Self, FormatError> {
+    pub fn new(
+        diff_id: DiffId,
+        chunks: impl Into<Arc<ChunkTable>>,
+        layer: &LayerTree,
+    ) -> Result<Self, FormatError> {
+        let chunks = chunks.into();
         let device = DeviceSlot {
             diff_id,
             plain_len: chunks.plain_len(),
@@ -88,7 +95,7 @@ impl LayerIndex {
         };
         let chunks = self.chunks.chunks().iter().map(stored).collect();
         Ok(Self {
-            chunks: ChunkTable::new(chunks, self.plain_len(), limits)?,
+            chunks: Arc::new(ChunkTable::new(chunks, self.plain_len(), limits)?),
             ..self.clone()
         })
     }
@@ -153,7 +160,7 @@ impl LayerIndex {
         let tree_image = header.load_section(bytes, SectionKind::Tree)?;
         let index = Self {
             diff_id: header.diff_id,
-            chunks,
+            chunks: Arc::new(chunks),
             tree_image,
             stacking,
         };

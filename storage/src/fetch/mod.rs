@@ -41,7 +41,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use self::decode::Decoders;
 pub use self::lane::Lane;
 use self::recent::Recent;
-pub(crate) use self::source::Source;
+pub(crate) use self::source::{LayerChunks, Source};
 pub(crate) use self::upstream::{Claim, Upstream};
 use crate::sync::lock;
 use crate::{CachedLayer, Counters, LazyLayer};
@@ -88,7 +88,7 @@ impl Fetcher {
             .or_insert_with(|| Arc::new(Upstream::new(name, Handle::current())));
         Arc::new(Source {
             layer: self.layers.fetch_add(1, Ordering::Relaxed),
-            index: layer.index.clone(),
+            index: LayerChunks::from(layer.index.as_ref()),
             blob: layer.blob.clone(),
             cache,
             fetcher: self.clone(),

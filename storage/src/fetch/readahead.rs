@@ -14,11 +14,9 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use sluice_format::LayerIndex;
-
-use super::Lane;
+use super::{Lane, LayerChunks};
 use crate::sync::lock;
 
 /// Tracks that are remembered: more than a busy program reads side by side.
@@ -47,7 +45,7 @@ const WRONG_PERCENT: u64 = 70;
 /// What was touched of one layer, and what follows from it.
 #[derive(Debug)]
 pub(crate) struct Foresight {
-    index: Arc<LayerIndex>,
+    index: LayerChunks,
     windows: Windows,
     state: Mutex<State>,
 }
@@ -84,7 +82,7 @@ struct Track {
 }
 
 impl Foresight {
-    pub(crate) fn new(index: Arc<LayerIndex>) -> Self {
+    pub(crate) fn new(index: LayerChunks) -> Self {
         let count = index.chunks.chunks().len();
         let chunk_len = index.chunks.plain_len() / count.max(1) as u64;
         let in_chunks = |bytes: u64| (bytes / chunk_len.max(1)).max(1) as usize;
@@ -143,7 +141,7 @@ impl Windows {
 
 impl State {
     /// Chunks around a touch that are worth a guess.
-    fn guess_around(&mut self, index: &LayerIndex, chunk: usize, ahead: &mut Vec<(usize, Lane)>) {
+    fn guess_around(&mut self, index: &LayerChunks, chunk: usize, ahead: &mut Vec<(usize, Lane)>) {
         let stored_len = |chunk: usize| {
             index
                 .chunks
@@ -259,7 +257,7 @@ mod tests {
     /// A layer of incompressible chunks, so that stored and plain lengths are alike.
     fn foresight() -> Foresight {
         let sample = SampleLayer::new(CHUNKS, CHUNK_LEN, 0);
-        Foresight::new(sample.layer.index)
+        Foresight::new(LayerChunks::from(sample.layer.index.as_ref()))
     }
 
     fn touch(foresight: &Foresight, chunk: usize, lane: Lane) -> Vec<usize> {

@@ -4,17 +4,34 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sluice_format::compression::ChunkDecoder;
-use sluice_format::{ChunkRef, FormatError, LayerIndex};
+use sluice_format::{ChunkRef, ChunkTable, DiffId, FormatError, LayerIndex};
 
 use super::{Fetcher, Upstream};
 use crate::{Blob, CachedLayer};
+
+/// What of a layer index is needed to read its layer. The tree, which is much larger, is not: a layer is kept as long as it is
+/// mounted.
+#[derive(Clone, Debug)]
+pub(crate) struct LayerChunks {
+    pub(crate) diff_id: DiffId,
+    pub(crate) chunks: Arc<ChunkTable>,
+}
+
+impl From<&LayerIndex> for LayerChunks {
+    fn from(index: &LayerIndex) -> Self {
+        Self {
+            diff_id: index.diff_id,
+            chunks: index.chunks.clone(),
+        }
+    }
+}
 
 /// One layer as the fetcher sees it.
 #[derive(Debug)]
 pub(crate) struct Source {
     /// Number that tells layers of one fetcher apart.
     pub(crate) layer: u64,
-    pub(crate) index: Arc<LayerIndex>,
+    pub(crate) index: LayerChunks,
     pub(crate) blob: Arc<dyn Blob>,
     pub(crate) cache: Option<CachedLayer>,
     pub(crate) fetcher: Arc<Fetcher>,

@@ -6,10 +6,11 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
+use sluice_format::Limits;
 use sluice_format::compression::verify_chunk;
-use sluice_format::{LayerIndex, Limits};
 
 use super::pipeline::{self, Sink};
+use crate::fetch::LayerChunks;
 use crate::{Blob, Error};
 
 /// What is done with a chunk that was wanted and has come.
@@ -17,7 +18,7 @@ pub(crate) type Landing = Box<dyn FnMut(usize, Bytes) + Send>;
 
 /// The sink of a repeated stream.
 pub(crate) struct Refill {
-    index: Arc<LayerIndex>,
+    index: LayerChunks,
     /// Chunks that are wanted, ascending, the next one last.
     wanted: Vec<usize>,
     /// Position and plain bytes of the chunk that is coming.
@@ -28,7 +29,7 @@ pub(crate) struct Refill {
 
 impl Refill {
     /// Gives the chunks `wanted`, ascending positions in the chunk table, to `landing`.
-    pub(crate) fn new(index: Arc<LayerIndex>, mut wanted: Vec<usize>, landing: Landing) -> Self {
+    pub(crate) fn new(index: LayerChunks, mut wanted: Vec<usize>, landing: Landing) -> Self {
         wanted.reverse();
         Self {
             index,

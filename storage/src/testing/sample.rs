@@ -71,7 +71,7 @@ impl SampleLayer {
         Self::assemble(diff_id, self.plain.clone(), self.stored.clone(), table)
     }
 
-    fn assemble(diff_id: DiffId, plain: Bytes, stored: Bytes, table: ChunkTable) -> Self {
+    fn assemble(diff_id: DiffId, plain: Bytes, stored: Bytes, table: impl Into<Arc<ChunkTable>>) -> Self {
         let index = LayerIndex::new(diff_id, table, &LayerTree::default()).expect("an empty tree is a tree");
         let blob = MemoryBlob::new(stored.clone());
         let layer = LazyLayer {

@@ -122,7 +122,7 @@ fn weigh(profile: &Profile, image: &LazyImage) -> ShownImage {
     let tables: Vec<(DiffId, &ChunkTable)> = image
         .layers
         .iter()
-        .map(|layer| (layer.diff_id, &layer.index.chunks))
+        .map(|layer| (layer.diff_id, layer.index.chunks.as_ref()))
         .collect();
     let planned = plan(profile, &tables);
     let stored = |chunk: &PlannedChunk| u64::from(tables[chunk.layer].1.chunks()[chunk.chunk].stored_len);
