@@ -1,7 +1,7 @@
 //! The images used last, with the indexes of their layers.
 //!
 //! A pull asks for every layer of an image within moments, and its container is mounted right after. So an image is loaded
-//! once, however many ask at the same time, and kept until enough others were used. Loading takes documents from the cache
+//! once, however many ask at the same time, and kept until enough others were used or nobody has asked for a while. Loading takes documents from the cache
 //! where it has them: after a restart, or without the registry, an image is loaded from the disk. Layers without an index are streamed
 //! as part of loading, all at once, so the first request of a pull waits until the image is complete.
 
@@ -25,6 +25,9 @@ use super::{EngineOptions, chain_ids};
 
 /// Images kept. An index has about a hundred bytes per file and per chunk, so a large image has some megabytes.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
+
+/// How long an image is kept that nobody asks for. Whoever comes later finds its documents in the cache.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// Which image.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -94,13 +97,64 @@ enum Found {
 
 type Cell = Arc<OnceCell<Found>>;
 
+/// An image in memory, or on its way there.
+#[derive(Debug)]
+struct Kept {
+    cell: Cell,
+    /// When it was asked for last.
+    used: Instant,
+}
+
+impl Kept {
+    fn new() -> Self {
+        Self {
+            cell: Cell::default(),
+            used: Instant::now(),
+        }
+    }
+
+    /// How much longer it is kept; `None` when it is no longer.
+    fn remaining(&self) -> Option<Duration> {
+        // One that somebody waits for, or streams, is used.
+        match Arc::strong_count(&self.cell) {
+            1 => KEPT_FOR
+                .checked_sub(self.used.elapsed())
+                .filter(|rest| !rest.is_zero()),
+            _ => Some(KEPT_FOR),
+        }
+    }
+}
+
+type Images = Arc<Mutex<LruCache<ImageKey, Kept>>>;
+
+fn lock(images: &Images) -> MutexGuard<'_, LruCache<ImageKey, Kept>> {
+    images.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Drops an image when nobody has asked for it for a while.
+async fn drop_when_idle(images: Images, key: ImageKey) {
+    loop {
+        let remaining = match lock(&images).peek(&key) {
+            None => return,
+            Some(kept) => kept.remaining(),
+        };
+        match remaining {
+            Some(remaining) => tokio::time::sleep(remaining).await,
+            None => {
+                lock(&images).pop(&key);
+                return;
+            }
+        }
+    }
+}
+
 /// The images used last.
 #[derive(Debug)]
 pub(super) struct LoadedImages {
     cache: Arc<Cache>,
     registries: Arc<RegistryClient>,
     uses_profiles: bool,
-    kept: Mutex<LruCache<ImageKey, Cell>>,
+    kept: Images,
 }
 
 impl LoadedImages {
@@ -109,12 +163,26 @@ impl LoadedImages {
             cache: options.cache.clone(),
             registries: options.registries.clone(),
             uses_profiles: options.uses_profiles,
-            kept: Mutex::new(LruCache::new(KEPT)),
+            kept: Arc::new(Mutex::new(LruCache::new(KEPT))),
         }
     }
 
-    fn kept(&self) -> MutexGuard<'_, LruCache<ImageKey, Cell>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, LruCache<ImageKey, Kept>> {
+        lock(&self.kept)
+    }
+
+    /// The place of an image, which may be new.
+    fn cell(&self, key: &ImageKey) -> Cell {
+        let mut kept = self.kept();
+        if let Some(found) = kept.get_mut(key) {
+            found.used = Instant::now();
+            return found.cell.clone();
+        }
+        let new = Kept::new();
+        let cell = new.cell.clone();
+        kept.put(key.clone(), new);
+        tokio::spawn(drop_when_idle(self.kept.clone(), key.clone()));
+        cell
     }
 
     /// An image, loaded if need be; `None` when it is left to the client.
@@ -122,7 +190,7 @@ impl LoadedImages {
     /// # Errors
     /// What hinders loading it. Not remembered: the next call tries again.
     pub(super) async fn get(&self, key: &ImageKey) -> anyhow::Result<Option<Arc<Loaded>>> {
-        let cell = self.kept().get_or_insert(key.clone(), Cell::default).clone();
+        let cell = self.cell(key);
         match cell.get_or_try_init(|| self.load(key)).await? {
             Found::Lazy(image) => Ok(Some(image.clone())),
             Found::Ordinary => Ok(None),
