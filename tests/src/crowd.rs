@@ -19,6 +19,8 @@ use crate::{process, sluice};
 
 /// The snapshotter's name in containerd's configuration.
 pub const NAME: &str = "sluice";
+/// containerd's own.
+const OVERLAYFS: &str = "overlayfs";
 
 /// Images that share a layer, beside the one that all share.
 const FAMILY: usize = 10;
@@ -135,7 +137,7 @@ impl Crowd {
         format!("{}/test:{}", self.registry.address(), name(image))
     }
 
-    /// `sluice pull` of an image, counted from 0; every layer has to be served.
+    /// `sluice pull` of an image, counted from 0; no layer may be unpacked.
     ///
     /// # Errors
     /// When it is not.
@@ -145,7 +147,7 @@ impl Crowd {
         let began = Instant::now();
         let pulled = sluice::json(["pull", &reference, "--containerd-address", socket])?;
         let took = began.elapsed();
-        ensure!(pulled["layers"] == pulled["served"], "{pulled}");
+        ensure!(pulled["unpacked"] == 0, "{pulled}");
         self.pulled.push(reference);
         Ok(took)
     }
@@ -155,25 +157,34 @@ impl Crowd {
     /// # Errors
     /// When it does not.
     pub fn run(&mut self, image: usize, number: usize) -> Result<Duration> {
-        let reference = self.reference(image);
         // runc keeps the containers of every containerd on a host in one place.
         let id = format!("sluice-{}-{}-{number}", std::process::id(), name(image));
-        let output = self.scratch.join(&id);
+        self.start_container(NAME, image, &id)
+    }
+
+    /// Starts one more container of an image, with containerd's overlayfs snapshotter, and removes it. Tells what a start costs
+    /// here without Sluice.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn run_on_overlayfs(&mut self, image: usize) -> Result<Duration> {
+        self.containerd.pull(&self.reference(image))?;
+        let id = format!("sluice-{}-overlayfs", std::process::id());
+        let took = self.start_container(OVERLAYFS, image, &id)?;
+        self.remove_containers(&BTreeSet::from([id]))?;
+        Ok(took)
+    }
+
+    fn start_container(&mut self, snapshotter: &str, image: usize, id: &str) -> Result<Duration> {
+        let reference = self.reference(image);
+        let output = self.scratch.join(id);
         let log = format!("file://{}", output.display());
-        let arguments = [
-            "run",
-            "--detach",
-            "--snapshotter",
-            NAME,
-            "--log-uri",
-            &log,
-            &reference,
-            &id,
-        ];
+        let start = ["run", "--detach", "--snapshotter", snapshotter, "--log-uri"];
+        let arguments = start.into_iter().chain([log.as_str(), reference.as_str(), id]);
         let command = ["/bin/sh", "-c", SCRIPT];
-        self.containers.insert(id.clone());
+        self.containers.insert(id.to_owned());
         let began = Instant::now();
-        process::run(&mut self.containerd.ctr(arguments.into_iter().chain(command)))?;
+        process::run(&mut self.containerd.ctr(arguments.chain(command)))?;
         while !fs::read(&output).is_ok_and(|printed| printed.ends_with(b"READY\n")) {
             ensure!(
                 began.elapsed() < READY,
@@ -231,18 +242,18 @@ impl Crowd {
     /// # Errors
     /// When containerd refuses.
     pub fn remove_all(&mut self) -> Result<()> {
-        self.remove_containers()?;
+        self.remove_containers(&self.containers.clone())?;
         let images = std::mem::take(&mut self.pulled);
         let remove = ["images", "rm", "--sync"];
         process::run(&mut self.ctr_of(&remove, images.iter()))?;
         Ok(())
     }
 
-    fn remove_containers(&mut self) -> Result<()> {
-        let containers = std::mem::take(&mut self.containers);
+    fn remove_containers(&mut self, containers: &BTreeSet<String>) -> Result<()> {
         if containers.is_empty() {
             return Ok(());
         }
+        self.containers.retain(|id| !containers.contains(id));
         let killed = process::run(&mut self.ctr_of(&["tasks", "rm", "--force"], containers.iter()));
         process::run(&mut self.ctr_of(&["containers", "rm"], containers.iter()))?;
         killed.map(|_| ())
@@ -274,13 +285,8 @@ impl Crowd {
     fn left(&self) -> Result<Vec<String>> {
         let mounts = self.trees()?.into_iter().map(|mount| format!("{mount:?}"));
         let mut left: Vec<String> = mounts.collect();
-        for (directory, kept) in [("root/snapshots", ""), ("root/mounted", "lock")] {
-            for entry in fs::read_dir(self.scratch.join(directory))? {
-                let entry = entry?;
-                if entry.file_name() != kept {
-                    left.push(entry.path().display().to_string());
-                }
-            }
+        for entry in fs::read_dir(self.scratch.join("root/snapshots"))? {
+            left.push(entry?.path().display().to_string());
         }
         let list = process::run(&mut self.containerd.ctr(["snapshots", "--snapshotter", NAME, "ls"]))?;
         left.extend(list.lines().skip(1).map(str::to_owned));
@@ -308,6 +314,6 @@ impl Crowd {
 impl Drop for Crowd {
     fn drop(&mut self) {
         // What is left of a test that failed.
-        let _ = self.remove_containers();
+        let _ = self.remove_containers(&self.containers.clone());
     }
 }

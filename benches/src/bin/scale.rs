@@ -1,7 +1,8 @@
 //! Many images and containers on one host: what a start, a metadata operation and the service itself cost with their number.
 //!
 //! `scale [--images N] [--containers N] [--files N]`. Generated images, which share some of their layers, are converted, served from an
-//! in-process registry, pulled by `sluice pull` into a private containerd, and started with runc; every container stays. The
+//! in-process registry, pulled by `sluice pull` into a private containerd, and started with runc; every container stays. Beside each
+//! image, a container with overlayfs is started and removed, which tells what a start costs among as many containers without Sluice. The
 //! layers are small: what is measured is what there is to do once per image, not fetching. At the end all is removed, and nothing may be left.
 
 use std::path::PathBuf;
@@ -40,6 +41,10 @@ struct Args {
 struct Times {
     pull: f64,
     starts: Vec<f64>,
+    /// A start with overlayfs among as many containers.
+    overlayfs: f64,
+    /// Memory of the service's own afterwards, in bytes.
+    memory: u64,
 }
 
 /// What metadata operations took at some number of snapshots, in milliseconds.
@@ -73,7 +78,7 @@ fn main() -> anyhow::Result<()> {
     for image in 0..args.images {
         let mut time = Times {
             pull: host.pull(image)?.as_secs_f64(),
-            starts: Vec::new(),
+            ..Times::default()
         };
         for number in 0..args.containers {
             time.starts.push(host.run(image, number)?.as_secs_f64());
@@ -82,6 +87,8 @@ fn main() -> anyhow::Result<()> {
                 metadata.push(measure_metadata(host.socket(), active)?);
             }
         }
+        time.overlayfs = host.run_on_overlayfs(0)?.as_secs_f64();
+        time.memory = host.memory()?.anonymous;
         times.push(time);
     }
     report_starts(&times)?;
@@ -145,7 +152,7 @@ fn report_starts(times: &[Times]) -> anyhow::Result<()> {
     let containers = times.first().map_or(0, |times| times.starts.len());
     let mut head = vec!["images".to_owned(), "pull ms".to_owned()];
     head.extend((1..=containers).map(|number| format!("container {number} ms")));
-    head.push("container 1 / first group".to_owned());
+    head.extend(["overlayfs ms", "container 1 / overlayfs", "memory MB"].map(str::to_owned));
     let head: Vec<&str> = head.iter().map(String::as_str).collect();
     let mut table = Table::new(&head);
     let length = times.len().div_ceil(GROUPS).max(1);
@@ -153,14 +160,16 @@ fn report_starts(times: &[Times]) -> anyhow::Result<()> {
         let starts: Vec<f64> = group.iter().map(|times| times.starts[number]).collect();
         median(&starts)
     };
-    let base = of_start(&times[..length.min(times.len())], 0);
     for (at, group) in times.chunks(length).enumerate() {
         let whole = |seconds: f64| format!("{:.0}", seconds * 1e3);
         let pulls: Vec<f64> = group.iter().map(|times| times.pull).collect();
         let range = format!("{}–{}", at * length + 1, at * length + group.len());
         let mut row = vec![range, whole(median(&pulls))];
         row.extend((0..containers).map(|number| whole(of_start(group, number))));
-        row.push(ratio(of_start(group, 0), Some(base)));
+        let overlayfs: Vec<f64> = group.iter().map(|times| times.overlayfs).collect();
+        row.push(whole(median(&overlayfs)));
+        row.push(ratio(of_start(group, 0), Some(median(&overlayfs))));
+        row.extend(group.last().map(|times| mb(times.memory)));
         table.row(row);
     }
     table.print()
