@@ -3,7 +3,7 @@
 //! [`images`] writes OCI layouts with full control over every tar header; [`debian`] has real images made from Debian
 //! packages; [`registry`] serves them, counts what is asked for and injects faults; [`containerd`] is a private
 //! containerd to compare with, and [`cri`] speaks to it as kubelet does; [`mounted`] runs `sluice mount`; [`installed`] is a host after `sluice install`, [`crowd`] one with many
-//! images;
+//! images, [`machine`] one that was just installed;
 //! [`snapshots`] runs the snapshots service and speaks to it as containerd does; [`workload`] is what containers do while they must notice
 //! nothing; [`tree_compare`] says how two mounted trees differ.
 //! What a test needs from the machine is asked for through [`prerequisites`], which fails loudly and names the package.
@@ -16,6 +16,7 @@ pub mod document;
 pub mod erofs_tools;
 pub mod images;
 pub mod installed;
+pub mod machine;
 pub mod mounted;
 pub mod mountinfo;
 pub mod numbers;
