@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use sluice_format::compression::ChunkDecoder;
-use sluice_format::{ChunkRef, Limits};
+use sluice_format::{ChunkRef, ChunkTable, Limits};
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
 use sluice_storage::{ImageName, Layout, LazyLayer, Platform, Repository, load_lazy_image};
 use tokio::runtime::Runtime;
@@ -20,7 +20,9 @@ const SAMPLE_LEN: u64 = 128 << 20;
 #[derive(Debug)]
 pub struct Sample {
     stored: Bytes,
-    chunks: Vec<ChunkRef>,
+    chunks: ChunkTable,
+    /// How many of the chunks the sample holds, from the first one on.
+    count: usize,
     /// Bytes per second at which one plain request fetched the sample.
     pub fetch_rate: f64,
 }
@@ -38,14 +40,19 @@ impl Sample {
             let began = Instant::now();
             let stored = layer.blob.read_range(0..len).await?;
             let fetch_rate = len as f64 / began.elapsed().as_secs_f64();
-            let table = layer.index.chunks.chunks().iter();
-            let chunks = table.filter(|chunk| chunk.stored_range().end <= len).copied();
+            let chunks = layer.index.chunks.clone();
+            let within = |chunk: &ChunkRef| chunk.stored_range().end <= len;
             Ok(Self {
                 stored,
-                chunks: chunks.collect(),
+                count: chunks.chunks().partition_point(within),
+                chunks,
                 fetch_rate,
             })
         })
+    }
+
+    fn sample(&self) -> &[ChunkRef] {
+        &self.chunks.chunks()[..self.count]
     }
 
     /// Decodes and verifies all chunks on all cores. Gives plain bytes per second.
@@ -56,11 +63,18 @@ impl Sample {
         let next = AtomicUsize::new(0);
         let work = || -> anyhow::Result<()> {
             let mut decoder = ChunkDecoder::new()?;
-            while let Some(chunk) = self.chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(chunk) = self.sample().get(at) else {
+                    return Ok(());
+                };
                 let stored = chunk.stored_range();
-                decoder.decode(chunk, &self.stored[stored.start as usize..stored.end as usize])?;
+                decoder.decode(
+                    &self.chunks,
+                    at,
+                    &self.stored[stored.start as usize..stored.end as usize],
+                )?;
             }
-            Ok(())
         };
         let began = Instant::now();
         thread::scope(|scope| {
@@ -71,7 +85,7 @@ impl Sample {
                 Err(_) => bail!("a decoding thread panicked"),
             })
         })?;
-        let plain: u64 = self.chunks.iter().map(|chunk| u64::from(chunk.plain_len)).sum();
+        let plain: u64 = self.sample().iter().map(|chunk| u64::from(chunk.plain_len)).sum();
         Ok(plain as f64 / began.elapsed().as_secs_f64())
     }
 }

@@ -3,6 +3,7 @@
 mod cache;
 mod containerd;
 mod doctor;
+pub(crate) mod index;
 mod install;
 pub(crate) mod profile;
 pub(crate) mod supervise;
@@ -44,6 +45,8 @@ impl Args {
 pub(crate) enum Command {
     /// Rewrite an image so that it can be started lazily; it stays an ordinary image with the same image ID.
     Convert(ConvertArgs),
+    /// Attach layer indexes to an image as it is, so that it can be started lazily without being rewritten.
+    Index(index::IndexArgs),
     /// Make an image from a directory tree.
     Pack(PackArgs),
     /// Read a whole image and verify every digest, alone or against its original.

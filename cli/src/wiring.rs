@@ -3,11 +3,12 @@
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, geteuid};
 use sluice_format::Limits;
+use sluice_format::date::rfc3339;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
 use sluice_storage::{
     Cache, ImageName, Layout, LazyImage, ManifestName, Platform, RemoteLayout, Repository,
@@ -113,6 +114,12 @@ pub(crate) fn platforms(text: &str) -> anyhow::Result<Option<Platform>> {
     } else {
         Ok(Some(text.parse()?))
     }
+}
+
+/// The time in the format of RFC 3339.
+pub(crate) fn now() -> String {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    rfc3339(since_epoch.as_ref().map_or(0, Duration::as_secs))
 }
 
 /// A converted image whose bytes can be read by ranges. What `cache` has of its documents is not asked for again.

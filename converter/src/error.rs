@@ -89,7 +89,10 @@ impl Error {
         match self {
             Self::Layer { source, .. } | Self::Manifest { source, .. } => source.kind(),
             Self::Corrupt { .. } | Self::Undecodable { .. } | Self::Document { .. } => ErrorKind::Corrupt,
-            Self::Unsupported(_) | Self::Format(FormatError::Unsupported { .. }) => ErrorKind::Unsupported,
+            Self::Unsupported(_)
+            | Self::Format(FormatError::Unsupported { .. } | FormatError::NoRestart { .. }) => {
+                ErrorKind::Unsupported
+            }
             Self::Refused(_) => ErrorKind::InvalidInput,
             Self::Io { source, .. } => match source.kind() {
                 std::io::ErrorKind::NotFound => ErrorKind::NotFound,

@@ -45,6 +45,47 @@ pub struct LayerReport {
     pub warnings: Vec<String>,
 }
 
+/// One layer of an image that was indexed as it is.
+#[derive(Clone, Debug, Serialize)]
+pub struct IndexedLayerReport {
+    /// Digest of its blob.
+    #[serde(serialize_with = "as_text")]
+    pub digest: BlobDigest,
+    /// Identity of the plain layer.
+    #[serde(serialize_with = "as_text")]
+    pub diff_id: DiffId,
+    /// Stored length of the blob in bytes.
+    pub stored_len: u64,
+    /// Length of the plain layer in bytes.
+    pub plain_len: u64,
+    /// Number of chunks.
+    pub chunks: usize,
+    /// Stored length of the layer index in bytes; 0 when there is none.
+    pub index_stored_len: u64,
+    /// Why the layer has no index: it cannot be read by ranges.
+    pub refusal: Option<String>,
+    /// Oddities of the layer that do not hinder its use.
+    pub warnings: Vec<String>,
+}
+
+/// An image that was indexed as it is.
+#[derive(Clone, Debug, Serialize)]
+pub struct IndexReport {
+    /// Digest of the manifest, which has not changed.
+    #[serde(serialize_with = "as_text")]
+    pub manifest_digest: Digest,
+    /// Digest of the config.
+    #[serde(serialize_with = "as_text")]
+    pub image_id: Digest,
+    /// Digest of the artifact with the indexes; `None` when no layer needed or got one.
+    #[serde(serialize_with = "as_optional_text")]
+    pub artifact_digest: Option<Digest>,
+    /// The distinct layers without an index inside, bottom first.
+    pub layers: Vec<IndexedLayerReport>,
+    /// Time that it took.
+    pub seconds: f64,
+}
+
 /// One converted image: a manifest with its layers.
 #[derive(Clone, Debug, Serialize)]
 pub struct ImageReport {
@@ -224,6 +265,10 @@ impl CheckReport {
     pub fn is_sound(&self) -> bool {
         self.all_problems().is_empty()
     }
+}
+
+fn as_optional_text<T: ToString, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    value.as_ref().map(ToString::to_string).serialize(serializer)
 }
 
 pub(crate) fn as_text<T: std::fmt::Display, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {

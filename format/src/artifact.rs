@@ -43,6 +43,15 @@ pub const PROFILE_ARTIFACT: &str = "application/vnd.sluice.profile.v1";
 /// A start-up profile ([`crate::Profile`]).
 pub const PROFILE_DOCUMENT: &str = "application/vnd.sluice.profile.document.v1";
 
+/// Artifact type of the layer indexes of an image whose layers have none inside: a manifest with one [`LAYER_INDEX_DOCUMENT`] per layer.
+pub const INDEX_ARTIFACT: &str = "application/vnd.sluice.index.v1";
+/// A layer index ([`crate::LayerIndex`]) as a blob of its own.
+pub const LAYER_INDEX_DOCUMENT: &str = "application/vnd.sluice.index.layer.v1";
+/// Annotation on a [`LAYER_INDEX_DOCUMENT`]: digest of the blob whose stored bytes it describes.
+pub const INDEXED_BLOB_ANNOTATION: &str = "vnd.sluice.blob";
+/// Annotation on a [`LAYER_INDEX_DOCUMENT`]: the DiffID.
+pub const INDEXED_DIFF_ID_ANNOTATION: &str = "vnd.sluice.diff-id";
+
 /// Annotation on an artifact: the image ID that it is for, which several manifests may share.
 pub const IMAGE_ID_ANNOTATION: &str = "vnd.sluice.image-id";
 /// Annotation: when a manifest was made, in the format of RFC 3339.

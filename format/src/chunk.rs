@@ -1,8 +1,10 @@
 //! The chunk table: where the stored bytes of every chunk of a plain layer lie.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use crate::compression::Codec;
+use crate::gzip::SparseWindow;
 use crate::{ChunkDigest, FormatError, Limits};
 
 /// One chunk: a range of the plain layer and the stored bytes it is decoded from.
@@ -38,14 +40,29 @@ impl ChunkRef {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChunkTable {
     chunks: Vec<ChunkRef>,
+    /// What chunks of a gzip stream copy from, in the order of those chunks.
+    windows: Arc<[SparseWindow]>,
 }
 
 impl ChunkTable {
-    /// Checks and takes chunks that cover `0..plain_len` in order.
+    /// Checks and takes chunks that cover `0..plain_len` in order, and copy from no window.
     ///
     /// # Errors
     /// [`FormatError`] when the chunks leave a gap, overlap, are empty, or pass a limit.
     pub fn new(chunks: Vec<ChunkRef>, plain_len: u64, limits: &Limits) -> Result<Self, FormatError> {
+        Self::with_windows(chunks, Vec::new(), plain_len, limits)
+    }
+
+    /// [`ChunkTable::new`] with the windows of its [`Codec::Deflate`] chunks, one for each, in the same order.
+    ///
+    /// # Errors
+    /// As [`ChunkTable::new`]; also when a chunk has not its own window, or bits that no byte has.
+    pub fn with_windows(
+        chunks: Vec<ChunkRef>,
+        windows: Vec<SparseWindow>,
+        plain_len: u64,
+        limits: &Limits,
+    ) -> Result<Self, FormatError> {
         FormatError::check_limit(
             "number of chunks in a layer",
             chunks.len() as u64,
@@ -61,7 +78,21 @@ impl ChunkTable {
             let reason = format!("chunks end at plain offset {next}, the layer at {plain_len}");
             return Err(FormatError::malformed("chunk table", "end", reason));
         }
-        Ok(Self { chunks })
+        check_restarts(&chunks, windows.len())?;
+        Ok(Self {
+            chunks,
+            windows: windows.into(),
+        })
+    }
+
+    /// What [`Codec::Deflate`] chunks copy from, in the order of those chunks.
+    pub fn windows(&self) -> &[SparseWindow] {
+        &self.windows
+    }
+
+    /// The window that a chunk names.
+    pub fn window(&self, at: u32) -> Option<&SparseWindow> {
+        self.windows.get(usize::try_from(at).ok()?)
     }
 
     /// The chunks in plain order.
@@ -87,6 +118,23 @@ impl ChunkTable {
     }
 }
 
+fn check_restarts(chunks: &[ChunkRef], windows: usize) -> Result<(), FormatError> {
+    let refuse = |place: String, reason| Err(FormatError::malformed("chunk table", place, reason));
+    let mut next = 0;
+    for (at, chunk) in chunks.iter().enumerate() {
+        if let Codec::Deflate { bits, window } = chunk.codec {
+            if bits > 7 || window as usize != next || next >= windows {
+                return refuse(format!("chunk {at}"), "begins at no restart point");
+            }
+            next += 1;
+        }
+    }
+    match next == windows {
+        true => Ok(()),
+        false => refuse("windows".to_owned(), "belong to no chunk"),
+    }
+}
+
 fn check_chunk(chunk: &ChunkRef, at: usize, expected_off: u64, limits: &Limits) -> Result<(), FormatError> {
     let refuse = |reason: &str| {
         Err(FormatError::malformed(
@@ -100,7 +148,7 @@ fn check_chunk(chunk: &ChunkRef, at: usize, expected_off: u64, limits: &Limits) 
         chunk.plain_len.into(),
         limits.chunk_plain_len.into(),
     )?;
-    // Incompressible input grows by a frame header and three bytes per 128 KiB block; twice the plain bound is ample.
+    // Incompressible input grows by a frame header and a few bytes per block; twice the plain bound is ample.
     let stored_limit = u64::from(limits.chunk_plain_len) * 2;
     FormatError::check_limit("stored length of a chunk", chunk.stored_len.into(), stored_limit)?;
     if chunk.plain_len == 0 || chunk.stored_len == 0 {

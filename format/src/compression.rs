@@ -3,31 +3,56 @@
 use std::fmt;
 use std::io::Read as _;
 
-use crate::chunk::ChunkRef;
+use crate::chunk::{ChunkRef, ChunkTable};
+use crate::gzip::{SpanStart, decode_span};
 use crate::{Digest, FormatError};
 
-/// How the stored bytes of a chunk become plain bytes. The number is part of the on-disk format.
+/// How the stored bytes of a chunk become plain bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Codec {
     /// Stored bytes are the plain bytes.
-    Stored = 0,
-    /// One zstd frame.
-    Zstd = 1,
+    Stored,
+    /// zstd frames, one or several.
+    Zstd,
+    /// A gzip stream from the header of a member on. It may go on with further members, and is cut off where the chunk ends.
+    Gzip,
+    /// A gzip stream from between two deflate blocks on.
+    Deflate {
+        /// How many high bits of the first stored byte belong to the chunk, 1 to 7; with 0, all of that byte does.
+        bits: u8,
+        /// Position of what the chunk copies from among the windows of the chunk table.
+        window: u32,
+    },
     /// The chunk cannot be fetched by itself: it comes when the blob is decoded from its beginning. Only in an index that this host has
     /// made of a blob without one; [`crate::LayerIndex::parse`] refuses it.
-    Streamed = 255,
+    Streamed,
 }
 
 impl Codec {
-    /// The codec with this on-disk number.
+    /// The on-disk number.
+    pub(crate) fn number(self) -> u8 {
+        match self {
+            Self::Stored => 0,
+            Self::Zstd => 1,
+            Self::Gzip => 2,
+            Self::Deflate { .. } => 3,
+            Self::Streamed => 255,
+        }
+    }
+
+    /// The codec with this on-disk number. `restart` gives what [`Codec::Deflate`] has besides.
     ///
     /// # Errors
-    /// [`FormatError::Unsupported`] for a number that this version does not know.
-    pub fn from_number(number: u8) -> Result<Self, FormatError> {
+    /// [`FormatError::Unsupported`] for a number that this version does not know; what `restart` says.
+    pub(crate) fn from_number(
+        number: u8,
+        restart: impl FnOnce() -> Result<(u8, u32), FormatError>,
+    ) -> Result<Self, FormatError> {
         match number {
             0 => Ok(Self::Stored),
             1 => Ok(Self::Zstd),
+            2 => Ok(Self::Gzip),
+            3 => restart().map(|(bits, window)| Self::Deflate { bits, window }),
             255 => Ok(Self::Streamed),
             _ => Err(FormatError::Unsupported {
                 format: "chunk table",
@@ -95,19 +120,29 @@ impl ChunkDecoder {
         Ok(Self { zstd })
     }
 
-    /// The plain bytes of `chunk` from its stored bytes, verified. Never allocates more than the chunk's `plain_len`,
-    /// whatever the stored bytes claim.
+    /// The plain bytes of the chunk at position `at` of `table` from its stored bytes, verified. Never allocates more than the chunk's
+    /// `plain_len` and a window, whatever the stored bytes claim.
     ///
     /// # Errors
-    /// [`FormatError::Malformed`] when the bytes do not decode to exactly `plain_len` bytes, [`FormatError::Corrupt`] when
-    /// their digest is another one.
-    pub fn decode(&mut self, chunk: &ChunkRef, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+    /// [`FormatError::Malformed`] when there is no such chunk or the bytes do not decode to exactly `plain_len` bytes,
+    /// [`FormatError::Corrupt`] when their digest is another one.
+    pub fn decode(&mut self, table: &ChunkTable, at: usize, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+        let chunk = table.chunks().get(at);
+        let chunk =
+            chunk.ok_or_else(|| FormatError::malformed("chunk", format!("position {at}"), "is not there"))?;
         let place = || format!("chunk at plain offset {}", chunk.plain_off);
         let plain = match chunk.codec {
             Codec::Stored => stored.to_vec(),
             Codec::Streamed => {
                 let reason = "has no stored bytes of its own";
                 return Err(FormatError::malformed("chunk", place(), reason));
+            }
+            Codec::Gzip => decode_gzip(SpanStart::Member, chunk, stored)?,
+            Codec::Deflate { bits, window } => {
+                let window = table.window(window).ok_or_else(|| {
+                    FormatError::malformed("chunk", place(), "copies from a window that is not there")
+                })?;
+                decode_gzip(SpanStart::Block { bits, window }, chunk, stored)?
             }
             Codec::Zstd => match self.zstd.decompress(stored, chunk.plain_len as usize) {
                 Ok(plain) => plain,
@@ -121,6 +156,16 @@ impl ChunkDecoder {
         verify_chunk(chunk, &plain)?;
         Ok(plain)
     }
+}
+
+fn decode_gzip(start: SpanStart<'_>, chunk: &ChunkRef, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
+    decode_span(start, stored, chunk.plain_len as usize).map_err(|reason| {
+        FormatError::malformed(
+            "gzip",
+            format!("chunk at plain offset {}", chunk.plain_off),
+            reason,
+        )
+    })
 }
 
 /// Checks that `plain` are the bytes of `chunk`.
@@ -168,9 +213,9 @@ pub(crate) fn decode_frame(stored: &[u8], decoded_len: u64) -> Result<Vec<u8>, S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ChunkDigest;
+    use crate::{ChunkDigest, Limits};
 
-    fn encoded(plain: &[u8]) -> (ChunkRef, Vec<u8>) {
+    fn encoded(plain: &[u8]) -> (ChunkTable, Vec<u8>) {
         let stored = ChunkEncoder::new(3).unwrap().encode(plain).unwrap();
         let chunk = ChunkRef {
             plain_off: 0,
@@ -180,15 +225,19 @@ mod tests {
             codec: Codec::Zstd,
             digest: ChunkDigest(Digest::of(plain)),
         };
-        (chunk, stored)
+        (table(chunk), stored)
+    }
+
+    fn table(chunk: ChunkRef) -> ChunkTable {
+        ChunkTable::new(vec![chunk], chunk.plain_len.into(), &Limits::default()).unwrap()
     }
 
     #[test]
     fn chunks_round_trip() {
         let plain: Vec<u8> = (0..100_000u32).flat_map(|i| (i / 7).to_le_bytes()).collect();
-        let (chunk, stored) = encoded(&plain);
+        let (chunks, stored) = encoded(&plain);
         assert_eq!(
-            ChunkDecoder::new().unwrap().decode(&chunk, &stored).unwrap(),
+            ChunkDecoder::new().unwrap().decode(&chunks, 0, &stored).unwrap(),
             plain
         );
     }
@@ -196,22 +245,25 @@ mod tests {
     #[test]
     fn every_flipped_byte_is_an_error_or_harmless_never_wrong_data() {
         let plain: Vec<u8> = (0..3000u32).flat_map(|i| (i * i).to_le_bytes()).collect();
-        let (chunk, stored) = encoded(&plain);
+        let (chunks, stored) = encoded(&plain);
         let mut decoder = ChunkDecoder::new().unwrap();
         for at in 0..stored.len() {
             let mut flipped = stored.clone();
             flipped[at] ^= 0x41;
-            if let Ok(decoded) = decoder.decode(&chunk, &flipped) {
+            if let Ok(decoded) = decoder.decode(&chunks, 0, &flipped) {
                 assert_eq!(decoded, plain, "byte {at}");
             }
         }
-        assert_eq!(decoder.decode(&chunk, &stored).unwrap(), plain);
+        assert_eq!(decoder.decode(&chunks, 0, &stored).unwrap(), plain);
     }
 
     #[test]
     fn a_frame_that_expands_beyond_the_table_is_refused() {
-        let (mut chunk, stored) = encoded(&vec![0; 1 << 20]);
-        chunk.plain_len = 1000;
-        assert!(ChunkDecoder::new().unwrap().decode(&chunk, &stored).is_err());
+        let (chunks, stored) = encoded(&vec![0; 1 << 20]);
+        let short = table(ChunkRef {
+            plain_len: 1000,
+            ..chunks.chunks()[0]
+        });
+        assert!(ChunkDecoder::new().unwrap().decode(&short, 0, &stored).is_err());
     }
 }

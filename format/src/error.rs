@@ -50,6 +50,19 @@ pub enum FormatError {
         /// The digest it has.
         found: crate::Digest,
     },
+    /// A layer that cannot be read by ranges as it is stored.
+    #[error(
+        "the layer cannot be read by ranges as it is: the {plain_len} plain bytes at offset {plain_off} are one piece of {stored_len} stored bytes, too \
+         long to be fetched for a single read; convert the image (sluice convert), or let the layer be streamed"
+    )]
+    NoRestart {
+        /// Where the piece begins in the plain layer.
+        plain_off: u64,
+        /// Its plain length.
+        plain_len: u64,
+        /// Its stored length.
+        stored_len: u64,
+    },
     /// A valid file from a newer Sluice that this one must not interpret.
     #[error("{format} needs a newer Sluice: {reason}")]
     Unsupported {

@@ -18,6 +18,7 @@ pub mod date;
 pub mod digest;
 pub mod erofs;
 mod error;
+pub mod gzip;
 pub mod inode;
 pub mod layer_index;
 pub mod limits;
@@ -26,6 +27,7 @@ pub mod name;
 pub mod profile;
 pub mod program;
 pub mod scan;
+pub mod stored;
 pub mod tree;
 
 pub use chunk::{ChunkRef, ChunkTable};

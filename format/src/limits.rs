@@ -54,7 +54,8 @@ impl Default for Limits {
             sparse_segments: 1 << 16,
             literal_bytes: 64 << 20,
             chunks: 16_000_000,
-            chunk_plain_len: 8 << 20,
+            // A chunk of a gzip layer ends with a deflate block, and a block of zlib's with its largest memory level holds up to 8 MiB.
+            chunk_plain_len: 16 << 20,
             layer_plain_len: 1 << 40,
             index_stored_len: 512 << 20,
             section_len: 1 << 30,

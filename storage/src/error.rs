@@ -91,7 +91,7 @@ impl StdError for Error {
 impl From<FormatError> for Error {
     fn from(error: FormatError) -> Self {
         let kind = match error {
-            FormatError::Unsupported { .. } => ErrorKind::Unsupported,
+            FormatError::Unsupported { .. } | FormatError::NoRestart { .. } => ErrorKind::Unsupported,
             _ => ErrorKind::Corrupt,
         };
         Self::new(kind, error.to_string())

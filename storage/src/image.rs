@@ -26,7 +26,7 @@ use sluice_format::{
     BlobDigest, ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree,
 };
 
-use self::unindexed::{Found, Without, complete, no_index};
+use self::unindexed::{Found, Without, complete};
 use crate::cache::Cache;
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
 use crate::offline::{self, Remembering, full_name};
@@ -118,6 +118,16 @@ impl ResolvedImage {
     /// Digest of the config; conversion keeps it.
     pub fn image_id(&self) -> Digest {
         self.document.config.digest.0
+    }
+
+    /// What the manifest says of the config.
+    pub fn config(&self) -> &Descriptor {
+        &self.document.config
+    }
+
+    /// What the manifest says of the layers, lowest first.
+    pub fn layers(&self) -> &[Descriptor] {
+        &self.document.layers
     }
 
     /// What an artifact that is attached to the manifest names as its subject.
@@ -253,7 +263,8 @@ async fn load_resolved(
 
     let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
     check_count(image, &diff_ids, &loaded)?;
-    let (loaded, streamed_bytes) = complete(loaded, &diff_ids, image, limits, unindexed).await?;
+    let (loaded, streamed_bytes) =
+        complete(loaded, &diff_ids, (repository, resolved), limits, unindexed).await?;
     check_diff_ids(image, &diff_ids, &loaded)?;
     let index_bytes = loaded.iter().map(|(_, stored_len)| stored_len).sum();
     Ok(LazyImage {
@@ -324,10 +335,7 @@ async fn load_layer(
     let cache = unindexed.cache;
     let what = format!("index of layer {number} ({}) of {image}", descriptor.digest);
     let Some(location) = locate_index(&blob, descriptor, cache).await? else {
-        return match cache {
-            Some(_) => Ok(Found::NoIndex(descriptor.clone(), blob)),
-            None => Err(no_index(descriptor, number, image)),
-        };
+        return Ok(Found::NoIndex(descriptor.clone(), blob));
     };
     FormatError::check_limit(
         "stored length of a layer index",
@@ -386,7 +394,7 @@ impl IndexSource<'_> {
         let (stored_len, digest) = (self.blob.stored_len(), self.blob.digest());
         let (what, location, limits) = (self.what.to_owned(), *self.location, limits.clone());
         blocking::run("parse a layer index", move || {
-            let index = parse_index(&what, &bytes, &location, stored_len, &limits)?;
+            let index = parse_index(&what, &bytes, &location.digest, stored_len, &limits)?;
             if let Some(cache) = keep {
                 cache.documents().put(&location.digest, &bytes);
                 cache.documents().put_location(&digest, &location);
@@ -438,18 +446,18 @@ async fn locate_index(
 }
 
 /// Verifies and parses the index of a blob of `stored_len` bytes.
-fn parse_index(
+pub(crate) fn parse_index(
     what: &str,
     bytes: &[u8],
-    location: &IndexLocation,
+    digest: &Digest,
     stored_len: u64,
     limits: &Limits,
 ) -> Result<LayerIndex, Error> {
     let found = Digest::of(bytes);
-    if found != location.digest {
+    if found != *digest {
         return Err(FormatError::Corrupt {
             what: format!("the {what}"),
-            expected: location.digest,
+            expected: *digest,
             found,
         }
         .into());

@@ -10,6 +10,7 @@
 
 #![deny(missing_docs)]
 
+pub mod attached;
 pub mod blob;
 mod blocking;
 pub mod cache;

@@ -12,7 +12,9 @@ use sluice_format::{BlobDigest, Digest, IndexLocation, Limits};
 
 use crate::cache::{Cache, ImageRecord, LayerRecord};
 use crate::documents::manifest_media_type;
-use crate::{Blob, Descriptor, Error, LazyImage, Manifest, ManifestName, Platform, Repository, blocking};
+use crate::{
+    Blob, Descriptor, Error, LazyImage, Manifest, ManifestName, Platform, Referrer, Repository, blocking,
+};
 
 /// A repository whose documents are kept in a cache.
 #[derive(Debug)]
@@ -96,6 +98,14 @@ impl Repository for Remembering {
 
     fn open_blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
         self.inner.open_blob(descriptor)
+    }
+
+    fn fetch_referrers<'a>(
+        &'a self,
+        subject: &'a Digest,
+        artifact_type: &'a str,
+    ) -> BoxFuture<'a, Result<Vec<Referrer>, Error>> {
+        self.inner.fetch_referrers(subject, artifact_type)
     }
 
     fn fetch_blob<'a>(

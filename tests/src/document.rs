@@ -112,6 +112,24 @@ impl Layout {
             .with_context(|| format!("{} has no tag {tag}: {index}", self.directory.display()))
     }
 
+    /// Descriptors of the manifests that have the manifest `subject` as their subject, as a registry lists them.
+    ///
+    /// # Errors
+    /// When the layout cannot be read.
+    pub fn referrers(&self, subject: &str) -> Result<Vec<Value>> {
+        let mut found = Vec::new();
+        for entry in array(&self.index()?, "/manifests")? {
+            let manifest: Value = serde_json::from_slice(&self.blob(text(entry, "/digest")?)?)?;
+            if manifest["subject"]["digest"] == subject {
+                let mut entry = entry.clone();
+                entry["artifactType"] = manifest["artifactType"].clone();
+                entry["annotations"] = manifest["annotations"].clone();
+                found.push(entry);
+            }
+        }
+        Ok(found)
+    }
+
     /// Digest and bytes of the manifest or image index behind a tag.
     ///
     /// # Errors

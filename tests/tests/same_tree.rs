@@ -1,5 +1,5 @@
 //! Promise: a mounted image has the tree that containerd's overlayfs unpack of the unconverted image has, in both front
-//! ends, whatever odd things its layers do, and whether it was converted or is streamed as it is.
+//! ends, whatever odd things its layers do, and whether it was converted, or has indexes attached or is streamed as it is.
 
 use anyhow::Result;
 use sluice_tests::containerd::Containerd;
@@ -143,9 +143,8 @@ fn privileged_every_odd_tar_entry_looks_the_same_when_the_image_is_streamed() ->
     assert_same_tree(&image.layout, &image.tag, &image.reference(), &exceptions)
 }
 
-#[test]
-fn privileged_layers_of_every_compression_are_streamed_alike() -> Result<()> {
-    let scratch = Scratch::new("compressions")?;
+/// A layer of every compression, and two that are empty.
+fn every_compression(scratch: &Scratch) -> Result<Image> {
     let all = [
         Compression::None,
         Compression::Gzip,
@@ -159,12 +158,35 @@ fn privileged_layers_of_every_compression_are_streamed_alike() -> Result<()> {
         Layer::of([own, shared, Entry::directory("d", 0o755)]).compression(compression)
     };
     let layers = (0..).zip(all).map(layer);
-    let image = ImageBuilder::new()
+    ImageBuilder::new()
         .layers(layers)
         .layer(Layer::new())
         .layer(Layer::new().closing_blocks(0))
-        .write(&scratch.join("source"), "all")?;
+        .write(&scratch.join("source"), "all")
+}
+
+#[test]
+fn privileged_layers_of_every_compression_are_streamed_alike() -> Result<()> {
+    let scratch = Scratch::new("compressions")?;
+    let image = every_compression(&scratch)?;
     assert_same_tree(&image.layout, &image.tag, &image.reference(), &by_containerd())
+}
+
+#[test]
+fn privileged_layers_of_every_compression_are_indexed_alike() -> Result<()> {
+    let scratch = Scratch::new("compressions-indexed")?;
+    let image = every_compression(&scratch)?;
+    sluice::run(["index", &image.reference()])?;
+    assert_same_tree(&image.layout, &image.tag, &image.reference(), &by_containerd())
+}
+
+#[test]
+fn privileged_every_odd_tar_entry_looks_the_same_when_the_image_is_indexed() -> Result<()> {
+    let scratch = Scratch::new("edge-indexed")?;
+    let image = edge::write(&scratch.join("source"))?;
+    sluice::run(["index", &image.reference()])?;
+    let exceptions = Exceptions::of_containerd(&edge::IMPLIED_DIRECTORIES, &edge::LOST_A_NAME);
+    assert_same_tree(&image.layout, &image.tag, &image.reference(), &exceptions)
 }
 
 #[test]

@@ -233,11 +233,9 @@ fn stored_len(layout: &Layout) -> Result<u64> {
     layout.image("c")?.stored_len()
 }
 
-/// The whole life of an image that `sluice pull` brings.
-fn life(front: &str) -> Result<()> {
-    let source = Scratch::new("engine-source")?;
-    let layout = converted(&source)?;
-    let registry = CountingRegistry::serve(&layout)?;
+/// The whole life of an image that `sluice pull` brings, the one called `c` in `layout`.
+fn life(layout: &Layout, front: &str) -> Result<()> {
+    let registry = CountingRegistry::serve(layout)?;
     let mut host = Host::start(Release::One, &registry.address(), front)?;
     let (layers, served) = host.pull()?;
     ensure!(
@@ -250,7 +248,7 @@ fn life(front: &str) -> Result<()> {
     let exec = ["tasks", "exec", "--exec-id", "e", &id, "/bin/sh", "-c", SCRIPT];
     let printed = host.ctr(&exec)?;
     ensure!(printed == "2 b\n", "{printed}");
-    let (moved, whole) = (registry.traffic().total_bytes(), stored_len(&layout)?);
+    let (moved, whole) = (registry.traffic().total_bytes(), stored_len(layout)?);
     ensure!(
         moved * 2 < whole,
         "{moved} of {whole} bytes\n{}",
@@ -271,12 +269,22 @@ fn life(front: &str) -> Result<()> {
 
 #[test]
 fn privileged_containerd_1_starts_containers_lazily_over_erofs() -> Result<()> {
-    life("erofs")
+    let source = Scratch::new("engine-source")?;
+    life(&converted(&source)?, "erofs")
 }
 
 #[test]
 fn privileged_containerd_1_starts_containers_lazily_over_fuse() -> Result<()> {
-    life("fuse")
+    let source = Scratch::new("engine-source")?;
+    life(&converted(&source)?, "fuse")
+}
+
+#[test]
+fn privileged_containerd_1_starts_an_image_with_attached_indexes_lazily() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "c")?;
+    sluice::run(["index", &image.reference()])?;
+    life(&image.layout, "fuse")
 }
 
 /// The whole life of an image without indexes: its layers come once, and not through containerd.

@@ -180,7 +180,7 @@ fn read_chunks(stored: mpsc::Receiver<Bytes>, chunks: &ChunkTable) -> Result<Vec
     let mut problems = Vec::new();
     let mut stored_off = 0;
     let mut frame = Vec::new();
-    for chunk in chunks.chunks() {
+    for (at, chunk) in chunks.chunks().iter().enumerate() {
         let place = format!("chunk at plain offset {}", chunk.plain_off);
         let Some(gap) = chunk.stored_off.checked_sub(stored_off) else {
             problems.push(format!("{place} lies before the one in front of it"));
@@ -200,7 +200,7 @@ fn read_chunks(stored: mpsc::Receiver<Bytes>, chunks: &ChunkTable) -> Result<Vec
             break;
         }
         stored_off = chunk.stored_range().end;
-        if let Err(error) = decoder.decode(chunk, &frame) {
+        if let Err(error) = decoder.decode(chunks, at, &frame) {
             problems.push(error.to_string());
             if problems.len() >= BAD_CHUNKS_MAX {
                 break;

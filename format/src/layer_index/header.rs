@@ -13,11 +13,13 @@ const MAGIC: [u8; 8] = *b"\x89SLUICE\n";
 /// Version of the layout of header and section list. A reader refuses any other.
 const VERSION: u16 = 1;
 
-/// Incompatible feature bits known to this version: none yet. A reader refuses an index with any other bit set;
-/// unknown compatible bits are ignored.
-const KNOWN_INCOMPATIBLE: u32 = 0;
+/// Incompatible feature: chunks begin at restart points inside a gzip stream. The restart section is there exactly then.
+pub(super) const RESTARTS: u32 = 1;
 
-/// Sections per index at most: three are known, the rest is room for additions that older readers skip.
+/// Incompatible feature bits known to this version. A reader refuses an index with any other bit set; unknown compatible bits are ignored.
+const KNOWN_INCOMPATIBLE: u32 = RESTARTS;
+
+/// Sections per index at most: four are known, the rest is room for additions that older readers skip.
 const SECTIONS_MAX: u16 = 64;
 
 /// Level for sections. They are small next to the layer and read at every start, so size matters more than time; above
@@ -33,6 +35,8 @@ pub(super) enum SectionKind {
     Chunks = 2,
     /// Implied directories and deferred hard links.
     Stacking = 3,
+    /// Restart points inside a gzip stream, with their windows.
+    Restarts = 4,
 }
 
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -69,6 +73,8 @@ struct RawSection {
 pub(super) struct Header<'a> {
     pub(super) diff_id: DiffId,
     pub(super) plain_len: u64,
+    /// Whether the index has a restart section.
+    pub(super) has_restarts: bool,
     sections: &'a [RawSection],
     section_limit: u64,
 }
@@ -104,6 +110,7 @@ impl<'a> Header<'a> {
         Ok(Self {
             diff_id: DiffId(Digest::from_bytes(raw.diff_id)),
             plain_len: raw.plain_len.get(),
+            has_restarts: incompatible & RESTARTS != 0,
             sections,
             section_limit: limits.section_len,
         })
@@ -168,12 +175,14 @@ pub(super) fn assemble(
         section_count.into(),
         SECTIONS_MAX.into(),
     )?;
+    let has_restarts = sections.iter().any(|(kind, _)| *kind == SectionKind::Restarts);
+    let incompatible = if has_restarts { RESTARTS } else { 0 };
     let raw = RawHeader {
         magic: MAGIC,
         version: VERSION.into(),
         section_count: section_count.into(),
         compatible: 0.into(),
-        incompatible: KNOWN_INCOMPATIBLE.into(),
+        incompatible: incompatible.into(),
         reserved: 0.into(),
         plain_len: plain_len.into(),
         diff_id: *diff_id.0.as_bytes(),

@@ -103,11 +103,14 @@ impl LayerIndex {
     /// # Errors
     /// [`FormatError`] when a section passes its limit.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
-        let sections = [
+        let mut sections = vec![
             (SectionKind::Tree, self.tree_image.clone()),
             (SectionKind::Chunks, sections::encode_chunks(&self.chunks)),
             (SectionKind::Stacking, sections::encode_stacking(&self.stacking)?),
         ];
+        if let Some(restarts) = sections::encode_restarts(&self.chunks) {
+            sections.push((SectionKind::Restarts, restarts));
+        }
         header::assemble(self.diff_id, self.plain_len(), &sections)
     }
 
@@ -140,7 +143,11 @@ impl LayerIndex {
         )?;
         let header = Header::parse(bytes, limits)?;
         let chunks = header.load_section(bytes, SectionKind::Chunks)?;
-        let chunks = sections::parse_chunks(&chunks, header.plain_len, limits)?;
+        let restarts = match header.has_restarts {
+            true => sections::parse_restarts(&header.load_section(bytes, SectionKind::Restarts)?, limits)?,
+            false => sections::Restarts::default(),
+        };
+        let chunks = sections::parse_chunks(&chunks, restarts, header.plain_len, limits)?;
         let stacking = header.load_section(bytes, SectionKind::Stacking)?;
         let stacking = sections::parse_stacking(&stacking, limits)?;
         let tree_image = header.load_section(bytes, SectionKind::Tree)?;

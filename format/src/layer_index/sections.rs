@@ -6,6 +6,7 @@
 use super::{FORMAT, Stacking};
 use crate::chunk::{ChunkRef, ChunkTable};
 use crate::compression::Codec;
+use crate::gzip::{SparseWindow, encode_windows, parse_windows};
 use crate::tree::DeferredLink;
 use crate::{ChunkDigest, Digest, EntryName, FormatError, Limits};
 
@@ -29,14 +30,20 @@ pub(super) fn encode_chunks(table: &ChunkTable) -> Vec<u8> {
     chunks
         .iter()
         .for_each(|chunk| out.extend_from_slice(&chunk.stored_len.to_le_bytes()));
-    out.extend(chunks.iter().map(|chunk| chunk.codec as u8));
+    out.extend(chunks.iter().map(|chunk| chunk.codec.number()));
     chunks
         .iter()
         .for_each(|chunk| out.extend_from_slice(chunk.digest.0.as_bytes()));
     out
 }
 
-pub(super) fn parse_chunks(bytes: &[u8], plain_len: u64, limits: &Limits) -> Result<ChunkTable, FormatError> {
+/// `restarts` is the restart section, if there is one.
+pub(super) fn parse_chunks(
+    bytes: &[u8],
+    restarts: Restarts,
+    plain_len: u64,
+    limits: &Limits,
+) -> Result<ChunkTable, FormatError> {
     let mut cursor = Cursor {
         rest: bytes,
         section: "chunks",
@@ -51,6 +58,11 @@ pub(super) fn parse_chunks(bytes: &[u8], plain_len: u64, limits: &Limits) -> Res
     let codecs = cursor.take(count)?;
     let digests = cursor.take(count * Digest::LEN)?;
     let (mut plain_off, mut stored_end) = (0u64, 0u64);
+    let mut restart = (0u32..).zip(restarts.bits);
+    let mut next_restart = || {
+        let next = restart.next().map(|(window, bits)| (bits, window));
+        next.ok_or_else(|| FormatError::malformed(FORMAT, "section restarts", "has too few restart points"))
+    };
     let mut chunks = Vec::with_capacity(count);
     let rows = plain_lens
         .as_chunks()
@@ -66,14 +78,52 @@ pub(super) fn parse_chunks(bytes: &[u8], plain_len: u64, limits: &Limits) -> Res
             plain_len: u32::from_le_bytes(*plain_len),
             stored_off: stored_end.wrapping_add(u64::from_le_bytes(*gap)),
             stored_len: u32::from_le_bytes(*stored_len),
-            codec: Codec::from_number(*codec)?,
+            codec: Codec::from_number(*codec, &mut next_restart)?,
             digest: ChunkDigest(Digest::from_bytes(*digest)),
         };
         plain_off = plain_off.saturating_add(chunk.plain_len.into());
         stored_end = chunk.stored_off.wrapping_add(chunk.stored_len.into());
         chunks.push(chunk);
     }
-    ChunkTable::new(chunks, plain_len, limits)
+    ChunkTable::with_windows(chunks, restarts.windows, plain_len, limits)
+}
+
+/// What the chunks of a gzip stream need besides the chunk table.
+#[derive(Debug, Default)]
+pub(super) struct Restarts {
+    bits: Vec<u8>,
+    windows: Vec<SparseWindow>,
+}
+
+/// The bits of every [`Codec::Deflate`] chunk, a byte each, preceded by the count as `u64`; then their windows ([`encode_windows`]). `None` when
+/// there is no such chunk.
+pub(super) fn encode_restarts(table: &ChunkTable) -> Option<Vec<u8>> {
+    let bits = table.chunks().iter().filter_map(|chunk| match chunk.codec {
+        Codec::Deflate { bits, .. } => Some(bits),
+        _ => None,
+    });
+    let bits: Vec<u8> = bits.collect();
+    if bits.is_empty() {
+        return None;
+    }
+    let mut out = (bits.len() as u64).to_le_bytes().to_vec();
+    out.extend_from_slice(&bits);
+    out.extend_from_slice(&encode_windows(table.windows()));
+    Some(out)
+}
+
+pub(super) fn parse_restarts(bytes: &[u8], limits: &Limits) -> Result<Restarts, FormatError> {
+    let mut cursor = Cursor {
+        rest: bytes,
+        section: "restarts",
+    };
+    let count = cursor.count("number of restart points in a layer", limits.chunks)?;
+    let bits = cursor.take(count)?.to_vec();
+    let windows = parse_windows(cursor.rest, limits)?;
+    match windows.len() == count {
+        true => Ok(Restarts { bits, windows }),
+        false => Err(cursor.refuse("has another number of windows than of restart points")),
+    }
 }
 
 /// Counts as `u64`, then node ids as `u64`; then links, each as two paths: component count as `u16`, and per component

@@ -5,6 +5,7 @@
 //! locations/<blob digest>      where in a blob its layer index lies, when the manifest does not say: text as in the annotation,
 //!                              or "none"
 //! tags/<digest of the name>    JSON: the name, the digest of its manifest, when the registry said so
+//! attached/<manifest digest>   JSON: the artifact with layer indexes that is attached to a manifest, and where
 //! streamed/<DiffID>            JSON: the layer index that this host has made while it streamed the layer
 //! images/<digest of the name>  JSON: an image that was loaded, for people, for pins, and for removing what belongs together
 //! ```
@@ -36,7 +37,14 @@ const RECORD_LEN_MAX: u64 = 1 << 20;
 const NO_INDEX: &[u8] = b"none";
 
 /// Directories of documents and records below the cache directory.
-pub(super) const DIRECTORIES: [&str; 5] = ["documents/sha256", "locations", "tags", "streamed", "images"];
+pub(super) const DIRECTORIES: [&str; 6] = [
+    "documents/sha256",
+    "locations",
+    "tags",
+    "attached",
+    "streamed",
+    "images",
+];
 
 /// What a tag meant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +53,13 @@ pub(crate) struct TagRecord {
     pub(crate) digest: String,
     /// Seconds after the epoch at which the registry said so.
     pub(crate) resolved: u64,
+}
+
+/// The layer indexes that are attached to a manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct AttachedRecord {
+    location: String,
+    artifact: String,
 }
 
 /// The index of a layer that was streamed.
@@ -109,7 +124,13 @@ impl ImageRecord {
         let tag = tag.map(|tag| Path::new("tags").join(Digest::of(tag.name.as_bytes()).to_hex()));
         let streamed = self.layers.iter().filter_map(|layer| hex(&layer.diff_id));
         let streamed = streamed.map(|hex| Path::new("streamed").join(hex));
-        documents.chain(locations).chain(streamed).chain(tag).collect()
+        let attached = hex(&self.manifest).map(|hex| Path::new("attached").join(hex));
+        documents
+            .chain(locations)
+            .chain(streamed)
+            .chain(attached)
+            .chain(tag)
+            .collect()
     }
 
     fn key(&self) -> String {
@@ -196,6 +217,24 @@ impl Documents {
     /// Whether this host has made an index of a layer.
     pub(super) fn is_streamed(&self, diff_id: &DiffId) -> bool {
         self.streamed_path(diff_id).exists()
+    }
+
+    /// The artifact with layer indexes that is attached to a manifest in a repository, as far as known.
+    pub(crate) fn attached(&self, manifest: &Digest, location: &str) -> Option<Digest> {
+        let path = self.dir.join("attached").join(manifest.to_hex());
+        let record: AttachedRecord = load_record(&path)?;
+        used(&path);
+        (record.location == location).then(|| record.artifact.parse().ok())?
+    }
+
+    pub(crate) fn put_attached(&self, manifest: &Digest, location: &str, artifact: &Digest) {
+        let record = AttachedRecord {
+            location: location.to_owned(),
+            artifact: artifact.to_string(),
+        };
+        if let Ok(bytes) = serde_json::to_vec(&record) {
+            self.keep(&self.dir.join("attached").join(manifest.to_hex()), &bytes);
+        }
     }
 
     pub(crate) fn put_streamed(&self, diff_id: &DiffId, index: &Digest) {

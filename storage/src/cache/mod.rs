@@ -7,7 +7,7 @@
 //! layers/sha256/<DiffID>/used      when chunks were used (see the stamps module)
 //! layers/sha256/<DiffID>/whole     the whole layer was verified (see the whole module)
 //! image-trees/sha256/<ChainID>     the merged tree of a stack of layers
-//! documents/, locations/, tags/, streamed/, images/   see the documents module
+//! documents/, locations/, tags/, attached/, streamed/, images/   see the documents module
 //! streams/                         layers that are being streamed (see the streamed module)
 //! pins/                            see the pins module
 //! ```

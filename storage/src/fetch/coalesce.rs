@@ -12,6 +12,8 @@ use super::{Lane, Source};
 
 /// Stored bytes between two chunks that are cheaper to transfer than to ask around: at 10 MB/s, about a round trip of 6 ms.
 pub(super) const GAP: u64 = 64 << 10;
+/// Stored bytes that two neighbours may share.
+pub(super) const SHARED: u64 = 1;
 /// Stored length at which a range for a waiting reader is not made longer.
 pub(super) const RANGE_LEN: u64 = 1 << 20;
 /// The same for work that nobody waits for. A few long ranges fill a link with shallow buffers better than many short ones: each of those begins
@@ -23,7 +25,7 @@ pub(super) const LONG_RANGE_LEN: u64 = 4 << 20;
 pub(super) struct Batch {
     pub(super) source: Arc<Source>,
     pub(super) stored: Range<u64>,
-    /// Positions in the chunk table, by stored offset, without overlap.
+    /// Positions in the chunk table, by stored offset, without overlap but for a byte that neighbours share.
     pub(super) chunks: Vec<usize>,
 }
 
@@ -49,6 +51,14 @@ pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane
     batch
 }
 
+/// Stored bytes between the end of a chunk and the start of the next one. Chunks of a gzip stream may share the byte in which one ends and the
+/// other begins.
+fn gap(end: u64, start: u64) -> Option<u64> {
+    (start + SHARED)
+        .checked_sub(end)
+        .map(|gap| gap.saturating_sub(SHARED))
+}
+
 impl Batch {
     /// The whole blob, for all chunks that are queued or not here: they come anyway, and nobody has to ask for the blob once more.
     fn whole(board: &Board, source: &Arc<Source>) -> Self {
@@ -71,7 +81,7 @@ impl Batch {
         while let Some(chunk) = table.get(at) {
             let stored = chunk.stored_range();
             // A foreign table may order stored bytes in any way; only what follows is joined.
-            let gap = stored.start.checked_sub(self.stored.end);
+            let gap = gap(self.stored.end, stored.start);
             if gap.is_none_or(|gap| gap > GAP) || stored.end - self.stored.start > most_len {
                 return;
             }
@@ -92,7 +102,7 @@ impl Batch {
         let mut before = Vec::new();
         for at in (0..self.chunks[0]).rev() {
             let stored = table[at].stored_range();
-            let gap = self.stored.start.checked_sub(stored.end);
+            let gap = gap(stored.end, self.stored.start);
             if gap.is_none_or(|gap| gap > GAP) || self.stored.end - stored.start > most_len {
                 break;
             }

@@ -56,8 +56,7 @@ impl Source {
         at: usize,
         stored: &[u8],
     ) -> Result<Bytes, FormatError> {
-        let chunk = self.chunk(at);
-        let plain = match decoder.decode(chunk, stored) {
+        let plain = match decoder.decode(&self.index.chunks, at, stored) {
             Ok(plain) => Bytes::from(plain),
             Err(error) => {
                 self.fetcher.counters.add_corrupt();

@@ -6,6 +6,7 @@
 //! first byte of a range that a reader waits for is late, a second request is sent, and whichever answers first is read. A body that
 //! falls silent no longer counts as under way; when a reader waits for a part of it, it is given up and the rest is asked for again.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -41,6 +42,32 @@ struct Body {
     arrived: BytesMut,
     /// Stored offset of the first byte of `arrived`.
     stored_off: u64,
+    /// The byte before, which the next chunk may share with the one that was cut last.
+    last: Option<u8>,
+}
+
+impl Body {
+    /// Takes the bytes of a range off, all of which have arrived. It begins at or behind the end of the one before, or at its last byte.
+    fn cut(&mut self, stored: Range<u64>) -> Bytes {
+        let shared = match self.last {
+            Some(last) if stored.start < self.stored_off => Some(last),
+            _ => None,
+        };
+        let start = stored.start.max(self.stored_off);
+        self.arrived.advance((start - self.stored_off) as usize);
+        let bytes = self.arrived.split_to((stored.end - start) as usize);
+        self.stored_off = stored.end;
+        self.last = bytes.last().copied().or(self.last);
+        match shared {
+            None => bytes.freeze(),
+            Some(shared) => {
+                let mut whole = BytesMut::with_capacity(bytes.len() + 1);
+                whole.extend_from_slice(&[shared]);
+                whole.extend_from_slice(&bytes);
+                whole.freeze()
+            }
+        }
+    }
 }
 
 impl Transfer {
@@ -79,6 +106,7 @@ impl Transfer {
             pieces,
             arrived: BytesMut::new(),
             stored_off: self.batch.stored.start,
+            last: None,
         };
         self.take_in(&mut body, &first);
         for (position, at) in self.batch.chunks.iter().enumerate() {
@@ -186,13 +214,7 @@ impl Transfer {
     /// The stored bytes of a chunk that has arrived; `None` when another transfer has taken the chunk over.
     fn cut(&self, body: &mut Body, at: usize) -> Option<Bytes> {
         let stored = self.batch.source.chunk(at).stored_range();
-        let gap = (stored.start - body.stored_off) as usize;
-        body.arrived.advance(gap);
-        let bytes = body
-            .arrived
-            .split_to((stored.end - stored.start) as usize)
-            .freeze();
-        body.stored_off = stored.end;
+        let bytes = body.cut(stored);
         let has_flight = self.upstream.is_awaited(self.key(at));
         has_flight.then_some(bytes)
     }

@@ -1,14 +1,17 @@
 //! Layers of an image that come without an index.
 //!
-//! Whether they are refused, found among those that this host has streamed, or streamed now, depends on who loads the image.
+//! A layer that this host has streamed is taken from here. Otherwise its index may be attached to the image ([`crate::attached`]), which makes it as lazy as
+//! one with an index inside. Whether the rest is refused or streamed now depends on who loads the image.
 
 use std::sync::Arc;
 
 use sluice_format::{DiffId, Limits};
 
+use super::ResolvedImage;
+use crate::attached::{self, Wanted};
 use crate::cache::Cache;
 use crate::stream::{self, StreamProgress, Unindexed};
-use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer};
+use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, Repository};
 
 /// What becomes of layers without an index.
 #[derive(Clone, Copy)]
@@ -34,25 +37,18 @@ pub(super) enum Found {
     NoIndex(Descriptor, Arc<dyn Blob>),
 }
 
-/// Makes up for the layers without an index: with one that this host has made, or makes now. Also tells how many stored bytes were
-/// streamed for that.
+/// Makes up for the layers without an index: with one that is attached to the image, or that this host has made, or makes now. Also tells how
+/// many stored bytes were streamed for that.
 pub(super) async fn complete(
     found: Vec<Found>,
     diff_ids: &[DiffId],
-    image: &str,
+    (repository, resolved): (&dyn Repository, &ResolvedImage),
     limits: &Limits,
     unindexed: Without<'_>,
 ) -> Result<(Vec<(LazyLayer, u64)>, u64), Error> {
-    let mut without = Vec::new();
-    for (found, diff_id) in found.iter().zip(diff_ids) {
-        if let Found::NoIndex(descriptor, blob) = found {
-            without.push(Unindexed {
-                descriptor: descriptor.clone(),
-                blob: blob.clone(),
-                diff_id: *diff_id,
-            });
-        }
-    }
+    let image = resolved.shown.as_str();
+    let found = attach(found, diff_ids, (repository, resolved), limits, unindexed.cache).await?;
+    let without = without_index(&found, diff_ids);
     let (made, streamed_bytes) = match (unindexed.cache, unindexed.progress) {
         (Some(cache), Some(progress)) if !without.is_empty() => {
             let stored_len: u64 = without.iter().map(|layer| layer.descriptor.size).sum();
@@ -66,7 +62,7 @@ pub(super) async fn complete(
             stream::stream_layers(&without, cache, limits, progress).await?
         }
         (Some(cache), _) => (known(&without, &found, image, limits, cache).await?, 0),
-        (None, _) => (Vec::new(), 0),
+        (None, _) => (refuse(&found, image)?, 0),
     };
     let mut made = made.into_iter();
     let complete = found.into_iter().filter_map(|found| match found {
@@ -74,6 +70,66 @@ pub(super) async fn complete(
         Found::NoIndex(..) => made.next().map(|layer| (layer, 0)),
     });
     Ok((complete.collect(), streamed_bytes))
+}
+
+fn without_index(found: &[Found], diff_ids: &[DiffId]) -> Vec<Unindexed> {
+    let unindexed = |(found, diff_id): (&Found, &DiffId)| match found {
+        Found::Indexed(..) => None,
+        Found::NoIndex(descriptor, blob) => Some(Unindexed {
+            descriptor: descriptor.clone(),
+            blob: blob.clone(),
+            diff_id: *diff_id,
+        }),
+    };
+    found.iter().zip(diff_ids).filter_map(unindexed).collect()
+}
+
+/// Gives layers that are not here as a whole the index that is attached to the image, if there is one.
+async fn attach(
+    found: Vec<Found>,
+    diff_ids: &[DiffId],
+    (repository, resolved): (&dyn Repository, &ResolvedImage),
+    limits: &Limits,
+    cache: Option<&Arc<Cache>>,
+) -> Result<Vec<Found>, Error> {
+    let mut missing = Vec::new();
+    for layer in without_index(&found, diff_ids) {
+        let is_here = match cache {
+            Some(cache) => stream::is_complete(&layer, cache, limits).await?,
+            None => false,
+        };
+        if !is_here {
+            missing.push(layer);
+        }
+    }
+    let wanted: Vec<Wanted<'_>> = missing
+        .iter()
+        .map(|layer| Wanted {
+            descriptor: &layer.descriptor,
+            blob: &layer.blob,
+            diff_id: layer.diff_id,
+        })
+        .collect();
+    let subject = &resolved.manifest.digest;
+    let attached = attached::find(repository, subject, &wanted, limits, cache).await;
+    let attach = |found| match found {
+        Found::NoIndex(descriptor, blob) => match attached.get(&descriptor.digest) {
+            Some((layer, stored_len)) => Found::Indexed(layer.clone(), *stored_len),
+            None => Found::NoIndex(descriptor, blob),
+        },
+        indexed => indexed,
+    };
+    Ok(found.into_iter().map(attach).collect())
+}
+
+/// No layers, when none lacks an index.
+fn refuse(found: &[Found], image: &str) -> Result<Vec<LazyLayer>, Error> {
+    for (number, found) in (1..).zip(found) {
+        if let Found::NoIndex(descriptor, _) = found {
+            return Err(no_index(descriptor, number, image));
+        }
+    }
+    Ok(Vec::new())
 }
 
 /// The layers with indexes that this host has made earlier.
@@ -98,9 +154,9 @@ async fn known(
 }
 
 /// The error for a layer that cannot be read lazily.
-pub(super) fn no_index(layer: &Descriptor, number: usize, image: &str) -> Error {
+fn no_index(layer: &Descriptor, number: usize, image: &str) -> Error {
     let message = format!(
-        "layer {number} ({}) of {image} has no Sluice index; convert it first: sluice convert SRC DST",
+        "layer {number} ({}) of {image} has no Sluice index; convert the image (sluice convert SRC DST), or attach an index to it (sluice index IMAGE)",
         layer.digest
     );
     Error::new(ErrorKind::Unsupported, message)

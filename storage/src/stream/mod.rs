@@ -162,7 +162,11 @@ fn lost(layer: &Unindexed) -> Error {
 }
 
 /// Whether this host has index and bytes of a layer, or index and a blob whose parts can be fetched.
-async fn is_complete(layer: &Unindexed, cache: &Arc<Cache>, limits: &Limits) -> Result<bool, Error> {
+pub(crate) async fn is_complete(
+    layer: &Unindexed,
+    cache: &Arc<Cache>,
+    limits: &Limits,
+) -> Result<bool, Error> {
     let Some(known) = layer.known(cache, limits).await? else {
         return Ok(false);
     };

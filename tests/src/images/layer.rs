@@ -162,8 +162,9 @@ pub fn write_compressed(
     ))
 }
 
-/// Level at which test layers are compressed: they are made often and read a few times.
-const GZIP_LEVEL: u32 = 1;
+/// Level at which test layers are compressed: they are made often and read a few times. At level 1 this compressor writes a whole layer as one block,
+/// as no builder of images does.
+const GZIP_LEVEL: u32 = 2;
 const ZSTD_LEVEL: i32 = 1;
 
 /// Digests plain bytes on their way into the compressor, and starts a new member where the compression wants one.

@@ -157,7 +157,7 @@ enum Asked {
     Manifest(String),
     Blob(String),
     Storage(String),
-    Referrers,
+    Referrers(String),
     Other,
 }
 
@@ -171,7 +171,7 @@ impl Asked {
             _ if path.starts_with("/storage/") => Self::Storage(last),
             _ if path.contains("/manifests/") => Self::Manifest(last),
             _ if path.contains("/blobs/") => Self::Blob(last),
-            _ if path.contains("/referrers/") => Self::Referrers,
+            _ if path.contains("/referrers/") => Self::Referrers(last),
             _ => Self::Other,
         }
     }
@@ -183,7 +183,7 @@ impl Asked {
             Self::Manifest(_) => Class::Manifest,
             Self::Blob(_) => Class::Blob,
             Self::Storage(_) => Class::Storage,
-            Self::Referrers => Class::Referrers,
+            Self::Referrers(_) => Class::Referrers,
             Self::Other => Class::Other,
         }
     }
@@ -285,7 +285,8 @@ impl Answer<'_> {
                 let answer = self.blob(&digest).await;
                 answer.unwrap_or_else(|error| (StatusCode::NOT_FOUND, error.to_string()).into_response())
             }
-            Asked::Referrers | Asked::Other => StatusCode::NOT_FOUND.into_response(),
+            Asked::Referrers(subject) => self.referrers(&subject),
+            Asked::Other => StatusCode::NOT_FOUND.into_response(),
         }
     }
 
@@ -372,6 +373,23 @@ impl Answer<'_> {
             *byte ^= 1;
         }
         Ok((digest, media_type, bytes))
+    }
+
+    /// The artifacts of the layout that are attached to a manifest. Without any, this is a registry that has no such API.
+    fn referrers(self, subject: &str) -> Response {
+        let listed = self.shared.layout.referrers(subject).unwrap_or_default();
+        if listed.is_empty() {
+            return StatusCode::NOT_FOUND.into_response();
+        }
+        let index = serde_json::json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.index.v1+json",
+            "manifests": listed,
+        });
+        let bytes = index.to_string();
+        self.shared.traffic.sent(self.mark.number, bytes.len() as u64);
+        let headers = [(header::CONTENT_TYPE, "application/vnd.oci.image.index.v1+json")];
+        (headers, bytes).into_response()
     }
 
     async fn blob(self, digest: &str) -> Result<Response> {

@@ -1,10 +1,7 @@
 //! `sluice profile push` and `pull`.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use anyhow::Context as _;
 use serde_json::json;
-use sluice_format::date::rfc3339;
 use sluice_format::{Limits, Profile};
 use sluice_storage::profile::{fetch_profile, push_profile};
 use sluice_storage::{Repository, ResolvedImage};
@@ -19,7 +16,7 @@ pub(super) fn push(args: &ProfileImageArgs) -> anyhow::Result<()> {
         let (repository, resolved) = resolve(&args.image, &args.store).await?;
         let profile = load(&store, &resolved.image_id(), &args.image.to_string())?;
         let subject = resolved.descriptor();
-        let artifact = push_profile(repository.as_ref(), &subject, &profile, &now()).await?;
+        let artifact = push_profile(repository.as_ref(), &subject, &profile, &wiring::now()).await?;
         Ok((resolved, profile, artifact))
     })?;
     if args.store.common.json {
@@ -37,11 +34,6 @@ pub(super) fn push(args: &ProfileImageArgs) -> anyhow::Result<()> {
         show::extent(&profile),
         resolved.manifest.digest
     ))
-}
-
-fn now() -> String {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    rfc3339(since_epoch.as_ref().map_or(0, Duration::as_secs))
 }
 
 pub(super) fn pull(args: &ProfileImageArgs) -> anyhow::Result<()> {
