@@ -178,15 +178,30 @@ impl<'a> PlainPieces<'a> {
     /// [`DecompressError::Undecodable`] for stored bytes that are not what their beginning says, [`DecompressError::Format`] for a
     /// plain length over the limit.
     pub fn next_piece(&mut self) -> Result<Option<Bytes>, DecompressError> {
-        let mut piece = Vec::with_capacity(PLAIN_PIECE_LEN);
-        let mut decoder = self.decoder.by_ref().take(PLAIN_PIECE_LEN as u64);
-        let read = decoder.read_to_end(&mut piece);
-        read.map_err(|source| DecompressError::Undecodable {
-            what: self.compression.stream_name(),
-            source,
-        })?;
+        let mut piece = vec![0; PLAIN_PIECE_LEN];
+        let len = self
+            .fill(&mut piece)
+            .map_err(|source| DecompressError::Undecodable {
+                what: self.compression.stream_name(),
+                source,
+            })?;
+        piece.truncate(len);
         self.plain_len += piece.len() as u64;
         FormatError::check_limit("plain length of a layer", self.plain_len, self.most_len)?;
         Ok((!piece.is_empty()).then(|| piece.into()))
+    }
+
+    /// Reads until `piece` is full or the layer ends. `read_to_end` would begin with short reads, each of which the decoder has to set up.
+    fn fill(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        let mut len = 0;
+        while len < piece.len() {
+            match self.decoder.read(&mut piece[len..]) {
+                Ok(0) => break,
+                Ok(read) => len += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(len)
     }
 }

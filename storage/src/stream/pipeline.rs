@@ -7,17 +7,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt as _;
 use sluice_format::{Digest, Limits};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, spawn_blocking};
 
-use super::ranges;
+use super::ranges::InOrder;
 use crate::decompress::{DecompressError, PlainPieces, StoredReader};
 use crate::{Blob, Error, ErrorKind};
 
-/// Ranges of stored bytes that wait for the decoder.
-const STORED_QUEUE: usize = 1;
+/// Pieces of stored bytes, as they come from a connection, that wait for the decoder.
+const STORED_QUEUE: usize = 16;
 
 /// Pieces of plain bytes that wait for the sink.
 const PLAIN_QUEUE: usize = 8;
@@ -98,12 +97,18 @@ async fn feed(
     stored: mpsc::Sender<Bytes>,
     advanced: &(dyn Fn(u64) + Sync),
 ) -> Result<(), Error> {
-    let mut pieces = ranges::in_order(blob);
-    while let Some(piece) = pieces.next().await {
-        let piece = piece?;
-        advanced(piece.len() as u64);
-        if stored.send(piece).await.is_err() {
-            break;
+    let mut pieces = InOrder::new(blob);
+    while pieces.has_piece() || pieces.is_under_way() {
+        tokio::select! {
+            biased;
+            room = stored.reserve(), if pieces.has_piece() => match (room, pieces.pop()) {
+                (Ok(room), Some(piece)) => {
+                    advanced(piece.len() as u64);
+                    room.send(piece);
+                }
+                _ => break,
+            },
+            arrived = pieces.arrive(), if pieces.is_under_way() => arrived?,
         }
     }
     Ok(())
