@@ -6,6 +6,7 @@ mod containerd;
 mod cri;
 mod doctor;
 mod engine;
+mod idle;
 mod install;
 mod open_image;
 mod output;

@@ -1,10 +1,10 @@
-//! The kernel interfaces that have no safe form.
+//! The interfaces of the kernel and the C library that have no safe form.
 //!
 //! [`map_read_only`] maps a file; [`sysfs_name`] asks a file system for its name below `/sys/fs`; [`own_inherited`] and
-//! [`replace_descriptor`] deal with descriptors by number. Nothing else in this crate is unsafe.
+//! [`replace_descriptor`] deal with descriptors by number; [`release_free_memory`] speaks to the allocator. Nothing else in this crate is unsafe.
 #![expect(
     unsafe_code,
-    reason = "mmap, an ioctl and descriptor numbers without a safe wrapper; each call states why it is sound"
+    reason = "mmap, an ioctl, descriptor numbers and malloc_trim without a safe wrapper; each call states why it is sound"
 )]
 
 use std::fs::File;
@@ -65,4 +65,14 @@ pub(crate) fn replace_descriptor(descriptor: BorrowedFd<'_>, over: BorrowedFd<'_
     // SAFETY: both are open for the whole call, and the number of `over` stays open with the same owner.
     let result = unsafe { libc::dup3(descriptor.as_raw_fd(), over.as_raw_fd(), libc::O_CLOEXEC) };
     Errno::result(result).map(drop).map_err(io::Error::from)
+}
+
+/// Gives the kernel the memory back that is free but kept for later by the C library. Takes milliseconds.
+pub fn release_free_memory() {
+    // Other C libraries have no such call.
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes the locks of the allocator and touches nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }

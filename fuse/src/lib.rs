@@ -35,6 +35,7 @@ pub mod trees;
 pub use descriptor_store::DescriptorStore;
 pub use error::Error;
 pub use guard::{Guard, run_guard};
+pub use kernel::release_free_memory;
 pub use mount_record::{MountRecord, find_mount, request_unmount};
 pub use mounted_image::{Front, MountRequest, MountedImage, complete_device};
 pub use probe::{Support, probe};

@@ -187,6 +187,17 @@ impl Containerd {
         command
     }
 
+    /// Has it collect garbage now: until then it keeps the snapshots of containers that were removed.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn collect_garbage(&self) -> Result<()> {
+        process::run(&mut self.ctr(["leases", "create", "--id", "garbage"]))?;
+        // The end of a lease waits for the collector.
+        process::run(&mut self.ctr(["leases", "rm", "--sync", "garbage"]))?;
+        Ok(())
+    }
+
     /// Pulls and unpacks `HOST:PORT/NAME:TAG` over plain HTTP.
     ///
     /// # Errors

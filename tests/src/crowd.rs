@@ -94,7 +94,8 @@ pub struct Crowd {
     /// containerd.
     pub containerd: Containerd,
     service: Service,
-    registry: CountingRegistry,
+    /// Where the images are.
+    pub registry: CountingRegistry,
     /// Images that were pulled.
     pulled: Vec<String>,
     scratch: Scratch,
@@ -106,8 +107,16 @@ impl Crowd {
     /// # Errors
     /// When something does not come up.
     pub fn start(layout: &Layout) -> Result<Self> {
+        Self::start_with(layout, &[])
+    }
+
+    /// The same with further options of the service.
+    ///
+    /// # Errors
+    /// As [`Crowd::start`].
+    pub fn start_with(layout: &Layout, options: &[&str]) -> Result<Self> {
         let scratch = Scratch::new("crowd")?;
-        let service = Service::start(&scratch, &[])?;
+        let service = Service::start(&scratch, options)?;
         let socket = installed::socket(&scratch);
         let proxy = Proxy {
             name: NAME,
@@ -198,18 +207,18 @@ impl Crowd {
         Ok(took)
     }
 
-    /// FUSE sessions that the service has.
+    /// Descriptors of FUSE sessions that the service has: each session has the same number of them.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn sessions(&self) -> Result<usize> {
-        let mut sessions = 0;
+    pub fn fuse_descriptors(&self) -> Result<usize> {
+        let mut descriptors = 0;
         for descriptor in fs::read_dir(format!("/proc/{}/fd", self.pid()))? {
             // It may be closed by now.
             let target = fs::read_link(descriptor?.path()).unwrap_or_default();
-            sessions += usize::from(target == Path::new("/dev/fuse"));
+            descriptors += usize::from(target == Path::new("/dev/fuse"));
         }
-        Ok(sessions)
+        Ok(descriptors)
     }
 
     /// Image trees that are mounted.
@@ -237,12 +246,40 @@ impl Crowd {
         })
     }
 
+    /// What the service has logged.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn log(&self) -> Result<String> {
+        installed::log(&self.scratch)
+    }
+
+    /// Plain bytes of the images that were pulled: those that are in the cache, and all.
+    ///
+    /// # Errors
+    /// When the cache cannot be looked into.
+    pub fn cached(&self) -> Result<(u64, u64)> {
+        let cache = self.scratch.join("cache");
+        let cache = cache.to_str().context("the cache's path is not UTF-8")?;
+        let usage = sluice::json(["cache", "du", "--cache", cache])?;
+        let number = |key: &str| usage[key].as_u64().context("no number");
+        Ok((number("cached_bytes")?, number("plain_len")?))
+    }
+
+    /// Removes all containers.
+    ///
+    /// # Errors
+    /// When containerd refuses.
+    pub fn remove_all_containers(&mut self) -> Result<()> {
+        self.remove_containers(&self.containers.clone())
+    }
+
     /// Removes all containers and images.
     ///
     /// # Errors
     /// When containerd refuses.
     pub fn remove_all(&mut self) -> Result<()> {
-        self.remove_containers(&self.containers.clone())?;
+        self.remove_all_containers()?;
         let images = std::mem::take(&mut self.pulled);
         let remove = ["images", "rm", "--sync"];
         process::run(&mut self.ctr_of(&remove, images.iter()))?;
@@ -314,6 +351,6 @@ impl Crowd {
 impl Drop for Crowd {
     fn drop(&mut self) {
         // What is left of a test that failed.
-        let _ = self.remove_containers(&self.containers.clone());
+        let _ = self.remove_all_containers();
     }
 }

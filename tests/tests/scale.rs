@@ -15,13 +15,20 @@ fn privileged_many_images_share_one_session_and_leave_nothing() -> Result<()> {
     let scratch = Scratch::new("images")?;
     let layout = crowd::images(&scratch, IMAGES, 300)?;
     let mut host = Crowd::start(&layout)?;
+    // Without an image there is one session.
+    let of_a_session = host.fuse_descriptors()?;
+    ensure!(of_a_session > 0, "there is no session");
     for image in 0..IMAGES {
         host.pull(image)?;
         for number in 0..CONTAINERS {
             host.run(image, number)?;
         }
     }
-    ensure!(host.sessions()? == 1, "{} sessions", host.sessions()?);
+    let descriptors = host.fuse_descriptors()?;
+    ensure!(
+        descriptors == of_a_session,
+        "{descriptors} FUSE descriptors instead of {of_a_session}"
+    );
     let trees = host.trees()?;
     ensure!(
         trees.len() == IMAGES && trees.iter().all(|tree| tree.fs_type == "erofs"),

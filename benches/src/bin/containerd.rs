@@ -7,7 +7,7 @@
 //! - `first`: with an empty cache, on a host that has never seen the image;
 //! - `profile`: with an empty cache again, but with the profile that `first` left;
 //! - `again`: on that host once more; nothing is mounted any more, and the page cache was dropped;
-//! - `warm`: the same after every file of the image was read;
+//! - `warm`: the same after the whole image was fetched (`sluice snapshotter --fill`);
 //! - `hot`: once more right after;
 //!
 //! and another private containerd pulls the original image, unpacks it with the overlayfs snapshotter and runs it (`overlayfs`),
@@ -26,17 +26,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use serde_json::json;
-use sluice_benches::command::{self, drop_caches_but, sluice};
+use sluice_benches::command::{drop_caches_but, sluice};
 use sluice_benches::link::LinkArgs;
 use sluice_benches::started::{PROGRAMS, Started};
 use sluice_benches::table::{Table, mb, say};
-use sluice_benches::walk::{files, read_all};
 use sluice_benches::{median, ratio, spread};
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::installed::{self, Service};
+use sluice_tests::process;
 use sluice_tests::scratch::Disk;
 use sluice_tests::snapshots::Client;
-use sluice_tests::{mountinfo, process};
 
 /// Name of our snapshotter in containerd's configuration.
 const SLUICE: &str = "sluice";
@@ -47,6 +46,11 @@ const OVERLAYFS: &str = "overlayfs";
 const FOLLOWED: &str = "a container started";
 /// How long that may take: a start has ended when nothing was read for some seconds.
 const FOLLOW: Duration = Duration::from_secs(60);
+
+/// What it says when every layer of an image is there.
+const FILLED: &str = "every layer of an image tree is on this host";
+/// How long that may take over a slow link.
+const FILL: Duration = Duration::from_secs(600);
 
 /// Directories of the service's state, and whether the profile of an earlier start is kept with the cache.
 const ROOT: &str = "root";
@@ -195,18 +199,18 @@ impl Bench {
 
     fn start_sluice(&mut self) -> anyhow::Result<()> {
         self.forget(false)?;
-        let host = self.sluice_host()?;
+        let host = self.sluice_host(&[])?;
         self.cold(Case::First, &host)?;
         drop(host);
         self.forget(true)?;
-        let host = self.sluice_host()?;
+        let host = self.sluice_host(&[])?;
         self.cold(Case::Profile, &host)?;
         unmount_trees(&host.containerd, &self.disk.directory)?;
         self.again(Case::Again, &host.containerd)?;
-        // It is still mounted.
-        for tree in mountinfo::mounts_under(&self.disk.directory.join(ROOT))? {
-            read_all(&files(&tree.mountpoint)?)?;
-        }
+        drop(host);
+        remove(&self.disk.directory.join(ROOT))?;
+        let host = self.sluice_host(&["--fill"])?;
+        self.fill(&host)?;
         unmount_trees(&host.containerd, &self.disk.directory)?;
         self.again(Case::Warm, &host.containerd)?;
         self.again(Case::Hot, &host.containerd)
@@ -253,13 +257,10 @@ impl Bench {
         Ok(())
     }
 
-    fn sluice_host(&self) -> anyhow::Result<SluiceHost> {
-        let options: &[&str] = if self.args.link.plain_http() {
-            &["--plain-http"]
-        } else {
-            &[]
-        };
-        let service = Service::start(&self.disk.directory, options)?;
+    fn sluice_host(&self, options: &[&str]) -> anyhow::Result<SluiceHost> {
+        let plain_http = self.args.link.plain_http().then_some("--plain-http");
+        let options: Vec<&str> = options.iter().copied().chain(plain_http).collect();
+        let service = Service::start(&self.disk.directory, &options)?;
         let proxy = Proxy {
             name: SLUICE,
             socket: &installed::socket(&self.disk.directory),
@@ -292,6 +293,18 @@ impl Bench {
             let kept =
                 fs::read_dir(state.join(CACHE).join(PROFILES)).is_ok_and(|mut files| files.next().is_some());
             kept && installed::log(state).is_ok_and(|log| log.contains(FOLLOWED))
+        })
+        .with_context(|| installed::log(state).unwrap_or_default())
+    }
+
+    /// Has the whole image fetched while a container of it is there.
+    fn fill(&self, host: &SluiceHost) -> anyhow::Result<()> {
+        self.pull(&host.containerd)?;
+        let image = reference(&self.args.image);
+        Started::new(&host.containerd, SLUICE, image, &self.args.ready)?.end()?;
+        let state = &self.disk.directory;
+        process::wait_until("arrival of the whole image", FILL, || {
+            installed::log(state).is_ok_and(|log| log.contains(FILLED))
         })
         .with_context(|| installed::log(state).unwrap_or_default())
     }
@@ -386,13 +399,7 @@ fn remove(directory: &Path) -> anyhow::Result<()> {
 
 /// Takes away the mounts that a container left which has ended.
 fn unmount_trees(containerd: &Containerd, state: &Path) -> anyhow::Result<()> {
-    // containerd removes snapshots only when it collects garbage, which the end of a lease makes it do.
-    for lease in [
-        &["leases", "create", "--id", "gc"][..],
-        &["leases", "rm", "--sync", "gc"],
-    ] {
-        command::run(&mut containerd.ctr(lease.iter().copied()))?;
-    }
+    containerd.collect_garbage()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -6,7 +6,8 @@
 //! layers are small: what is measured is what there is to do once per image, not fetching. At the end all is removed, and nothing may be left.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use clap::Parser;
@@ -21,8 +22,8 @@ use tokio::runtime::Runtime;
 const GROUPS: usize = 10;
 /// Metadata operations of each kind at each number of snapshots.
 const OPERATIONS: usize = 50;
-/// Seconds until nothing goes on in the service any more: starts are followed until nothing was read for some seconds.
-const IDLE: std::time::Duration = std::time::Duration::from_secs(15);
+/// How long it takes until nothing goes on in the service any more: images that nobody asks for are dropped after a minute.
+const IDLE: Duration = Duration::from_secs(80);
 
 #[derive(Debug, Parser)]
 struct Args {
@@ -73,7 +74,7 @@ fn main() -> anyhow::Result<()> {
         began.elapsed().as_secs_f64()
     ))?;
     let mut host = Crowd::start(&layout)?;
-    let empty = host.memory()?;
+    let (empty, of_a_session) = (host.memory()?, host.fuse_descriptors()?.max(1));
     let (mut times, mut metadata) = (Vec::new(), Vec::new());
     for image in 0..args.images {
         let mut time = Times {
@@ -93,11 +94,11 @@ fn main() -> anyhow::Result<()> {
     }
     report_starts(&times)?;
     report_metadata(&metadata)?;
-    std::thread::sleep(IDLE);
+    thread::sleep(IDLE);
     let full = host.memory()?;
     say(format!(
         "service: {} FUSE sessions, {} mounts; memory anonymous {} MB, resident {} MB; before the first image {} and {} MB",
-        host.sessions()?,
+        host.fuse_descriptors()? / of_a_session,
         host.trees()?.len(),
         mb(full.anonymous),
         mb(full.resident),

@@ -31,6 +31,12 @@ pub(crate) struct SnapshotterArgs {
     /// Seconds that a read tries before it fails.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) read_deadline: u64,
+    /// Fetch images as a whole in the background while containers of them run.
+    #[arg(long)]
+    pub(crate) fill: bool,
+    /// Stored bytes per second and image that --fill may take, such as 10MB. Default: whatever is left.
+    #[arg(long, value_name = "BYTES", requires = "fill")]
+    pub(crate) fill_rate: Option<ByteSize>,
     /// Neither fetch what earlier starts of an image demanded nor record starts.
     #[arg(long)]
     pub(crate) no_profile: bool,

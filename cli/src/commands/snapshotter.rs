@@ -26,7 +26,8 @@ use tonic::service::Routes;
 
 use crate::args::SnapshotterArgs;
 use crate::cri::ImageServiceProxy;
-use crate::engine::{Engine, EngineOptions};
+use crate::engine::{Engine, EngineOptions, Fill};
+use crate::idle;
 use crate::wiring::{self, EndSignals};
 
 /// Media type of the metrics.
@@ -85,6 +86,7 @@ async fn serve_until_ended(
     tracing::info!(socket = %args.socket.display(), root = %args.root.display(), "serving snapshots");
     tell(&[NotifyState::Ready]);
     let watchdog = tokio::spawn(feed_watchdog());
+    let idle = tokio::spawn(idle::give_memory_back());
     let shutdown = async move {
         signals.recv().await;
         tell(&[NotifyState::Stopping]);
@@ -92,6 +94,7 @@ async fn serve_until_ended(
     let served = serve_with(listener, snapshotter.clone(), others, shutdown).await;
     snapshotter.close().await;
     watchdog.abort();
+    idle.abort();
     served.context("serving snapshots")
 }
 
@@ -127,6 +130,9 @@ async fn open_engine(
         },
         front: args.front.into(),
         uses_profiles: !args.no_profile,
+        fill: args.fill.then(|| Fill {
+            rate: args.fill_rate.map(|rate| rate.as_u64()),
+        }),
         root: args.root.clone(),
     };
     Engine::open(options, store).await

@@ -54,8 +54,17 @@ pub(crate) struct EngineOptions {
     pub(crate) front: Front,
     /// Whether starts are recorded and replayed.
     pub(crate) uses_profiles: bool,
+    /// Whether whole images are fetched while they are mounted.
+    pub(crate) fill: Option<Fill>,
     /// Directory of the service, in which it records what is mounted.
     pub(crate) root: PathBuf,
+}
+
+/// How images are fetched as a whole.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fill {
+    /// Stored bytes per second that an image may take.
+    pub(crate) rate: Option<u64>,
 }
 
 /// Serves images of registries. Dropping it unmounts every tree, unless a successor was left them with [`Engine::leave`];
@@ -68,6 +77,7 @@ pub(crate) struct Engine {
     trees: Mutex<takeover::Trees>,
     lingering: Arc<Lingering>,
     starts: Option<Arc<Starts>>,
+    fill: Option<Fill>,
     layers: Arc<ServedLayers>,
     runtime: Handle,
 }
@@ -96,12 +106,18 @@ impl Engine {
         let starts = options
             .uses_profiles
             .then(|| Arc::new(Starts::new(&options, &images, &layers)));
+        if let Some(fill) = options.fill {
+            trees
+                .values()
+                .for_each(|tree| tree.fill(fill, &Handle::current()));
+        }
         Ok(Arc::new(Self {
             cache: options.cache,
             images,
             trees: Mutex::new(trees),
             lingering,
             starts,
+            fill: options.fill,
             layers,
             runtime: Handle::current(),
         }))
@@ -185,6 +201,9 @@ impl Engine {
         );
         if let (Some(starts), Some(top)) = (&self.starts, tree.layers.last()) {
             starts.mounted(top, mounted.mount_time);
+        }
+        if let Some(fill) = self.fill {
+            mounted.fill(fill, &self.runtime);
         }
         self.trees().insert(target.to_owned(), Arc::new(mounted));
         Ok(())

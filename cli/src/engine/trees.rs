@@ -15,7 +15,9 @@ use sluice_fuse::{Front, Layer, Session, SessionOptions, mountinfo};
 use sluice_snapshotter::images::TreeRequest;
 use sluice_storage::{Cache, LazyLayer};
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 
+use super::Fill;
 use super::layers::{LayerLease, ServedLayers};
 use super::lingering::{Lingering, Unmounted};
 use super::records::OwnRecord;
@@ -53,6 +55,8 @@ pub(super) struct MountedTree {
     device: u64,
     /// How long it took to merge and mount it.
     pub(super) mount_time: Duration,
+    /// Brings its layers to this host; given up when the tree is.
+    filling: Mutex<JoinSet<()>>,
 }
 
 impl MountedTree {
@@ -93,6 +97,7 @@ impl MountedTree {
             record,
             device: device_of(target)?,
             mount_time: began.elapsed(),
+            filling: Mutex::default(),
         })
     }
 
@@ -116,6 +121,7 @@ impl MountedTree {
                     record: Some(record),
                     device: device_of(&target)?,
                     mount_time: Duration::ZERO,
+                    filling: Mutex::default(),
                 }))
             }
             (mounted, Some(leaving)) => {
@@ -133,6 +139,22 @@ impl MountedTree {
                 Ok(None)
             }
         }
+    }
+
+    /// Fetches what is missing of its layers in the background. A layer that gets complete is given to the kernel by the next mount.
+    pub(super) fn fill(&self, fill: Fill, runtime: &Handle) {
+        let layers: Vec<_> = self.layers.iter().map(|lease| lease.plain().clone()).collect();
+        let work = async move {
+            sluice_storage::fill(&layers, fill.rate).await;
+            if layers.iter().all(|layer| layer.is_complete()) {
+                tracing::info!(
+                    layers = layers.len(),
+                    "every layer of an image tree is on this host"
+                );
+            }
+        };
+        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
+        filling.spawn_on(work, runtime);
     }
 
     /// Whether `target` still shows it. Blocks for a moment.
