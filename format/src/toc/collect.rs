@@ -48,8 +48,6 @@ pub(super) struct TocFile {
     pub(super) node: NodeId,
     pub(super) size: u64,
     pub(super) pieces: Vec<Piece>,
-    /// Stored offset at which the last piece ends, if the TOC says so.
-    pub(super) end_off: Option<u64>,
 }
 
 /// A file some of whose pieces are still to come.
@@ -155,7 +153,6 @@ impl Collector {
             node: node.unwrap_or(NodeId::ROOT),
             size: raw.size,
             pieces: Vec::new(),
-            end_off: Some(raw.end_offset).filter(|end| *end > 0),
         };
         self.open = Some(OpenFile {
             name: raw.name.clone().into_owned(),

@@ -40,8 +40,6 @@ pub(super) struct RawEntry<'a> {
     pub(super) digest: Cow<'a, str>,
     /// Stored offset of the member that the piece begins in.
     pub(super) offset: u64,
-    /// Stored offset at which the file ends.
-    pub(super) end_offset: u64,
     /// Offset of the piece in what the member decodes to.
     pub(super) inner_offset: u64,
     pub(super) chunk_offset: u64,

@@ -8,6 +8,8 @@
 //! The stored bytes of a piece end where the next member begins that another piece begins in. A piece that begins within a member is decoded
 //! from the begin of that member, together with what else is in there.
 
+use std::ops::Range;
+
 use super::collect::{Collected, Piece, StoredPiece, TocFile};
 use super::{FORMAT, TocKind, TocLocation};
 use crate::compression::{Codec, MemberKind};
@@ -21,15 +23,16 @@ const OWN_DEVICE: u16 = 1;
 /// A run of zeros is always shorter than this: less than a block before a hole or behind it, or both without a hole between them.
 const ZEROS_MAX: usize = 2 * BLOCK_SIZE as usize;
 
-/// What headers, block tables and the end of one deflate block add to the stored bytes of a piece at most, in bytes.
+/// What headers, block tables and the end of one deflate block add to the stored bytes of a member at most, in bytes, besides an eighth of its
+/// length. What lies between the last piece in a member and the next one that a piece begins in may be much longer.
 const STORED_SLACK: u64 = 256 << 10;
 
 /// Lays files out one after the other.
 #[derive(Debug)]
 pub(super) struct Layout {
     kind: MemberKind,
-    /// Stored offsets at which members begin, ascending, and the end of the data.
-    member_offs: Vec<u64>,
+    /// Stored bytes of the members that pieces begin in, ascending.
+    members: Vec<Range<u64>>,
     plain_off: u64,
     chunks: Vec<ChunkRef>,
     /// Digests of runs of zeros by length, as far as they were needed.
@@ -40,13 +43,13 @@ impl Layout {
     /// The layout of all files of a TOC, which get their content.
     pub(super) fn of_files(collected: &mut Collected, location: &TocLocation) -> Result<Self, FormatError> {
         let mut files = std::mem::take(&mut collected.files);
-        let member_offs = member_offs(&files, location)?;
+        let members = members(&files, location)?;
         let mut layout = Self {
             kind: match location.kind {
                 TocKind::Estargz => MemberKind::Gzip,
                 TocKind::ZstdChunked => MemberKind::Zstd,
             },
-            member_offs,
+            members,
             plain_off: 0,
             chunks: Vec::new(),
             zeros: vec![None; ZEROS_MAX],
@@ -99,7 +102,7 @@ impl Layout {
         let mut run = (0, self.plain_off);
         for piece in &file.pieces {
             match piece.stored {
-                Some(stored) => self.add(piece, stored, file.end_off),
+                Some(stored) => self.add(piece, stored),
                 None => {
                     let end = piece.file_off + piece.len;
                     let hole = piece.file_off.next_multiple_of(BLOCK_SIZE)..end - end % BLOCK_SIZE;
@@ -122,15 +125,11 @@ impl Layout {
         }
     }
 
-    fn add(&mut self, piece: &Piece, stored: StoredPiece, file_end: Option<u64>) {
-        let next = self.member_offs.partition_point(|off| *off <= stored.member_off);
-        let mut end = self.member_offs.get(next).copied().unwrap_or(stored.member_off);
-        let decoded_len = stored.inner_off + piece.len;
-        let most = decoded_len + decoded_len / 8 + STORED_SLACK;
-        end = end.min(stored.member_off.saturating_add(most));
-        if let Some(file_end) = file_end.filter(|file_end| *file_end > stored.member_off) {
-            end = end.min(file_end);
-        }
+    fn add(&mut self, piece: &Piece, stored: StoredPiece) {
+        let at = self
+            .members
+            .binary_search_by_key(&stored.member_off, |member| member.start);
+        let end = at.map_or(stored.member_off, |at| self.members[at].end);
         self.chunks.push(ChunkRef {
             plain_off: self.plain_off,
             plain_len: short(piece.len),
@@ -192,8 +191,8 @@ fn first_stored(file: &TocFile) -> (u64, u64) {
     stored.map_or((0, 0), |stored| (stored.member_off, stored.inner_off))
 }
 
-/// Stored offsets at which members begin, and the end of the data. Refuses pieces that are not in the data, or overlap.
-fn member_offs(files: &[TocFile], location: &TocLocation) -> Result<Vec<u64>, FormatError> {
+/// The stored bytes of members that pieces begin in. Refuses pieces that are not in the data, or overlap.
+fn members(files: &[TocFile], location: &TocLocation) -> Result<Vec<Range<u64>>, FormatError> {
     let refuse = |off: u64, reason: &str| {
         Err(FormatError::malformed(
             FORMAT,
@@ -201,28 +200,35 @@ fn member_offs(files: &[TocFile], location: &TocLocation) -> Result<Vec<u64>, Fo
             reason,
         ))
     };
-    let data_end = location.data_end();
     let pieces = files.iter().flat_map(|file| &file.pieces);
     let places = pieces.filter_map(|piece| {
         let stored = piece.stored?;
         Some((stored.member_off, stored.inner_off, piece.len))
     });
-    let mut places: Vec<_> = places.collect();
+    let mut places: Vec<(u64, u64, u64)> = places.collect();
     places.sort_unstable();
-    let last = places.last().map_or(0, |place| place.0);
-    if !places.is_empty() && last >= data_end {
-        return refuse(last, "a piece begins behind the data of the layer");
-    }
-    for two in places.windows(2) {
-        if let [(off, inner, len), (next_off, next_inner, _)] = two
-            && off == next_off
-            && inner + len > *next_inner
-        {
-            return refuse(*off, "two pieces overlap");
+    let data_end = location.data_end();
+    let mut members: Vec<Range<u64>> = Vec::new();
+    let mut decoded_end = 0;
+    for (off, inner_off, len) in places {
+        if off >= data_end {
+            return refuse(off, "a piece begins behind the data of the layer");
+        }
+        let is_new = members.last().is_none_or(|member| member.start != off);
+        if !is_new && inner_off < decoded_end {
+            return refuse(off, "two pieces overlap");
+        }
+        decoded_end = inner_off + len;
+        let end = off.saturating_add(decoded_end + decoded_end / 8 + STORED_SLACK);
+        match members.last_mut() {
+            Some(member) if !is_new => member.end = end,
+            _ => members.push(off..end),
         }
     }
-    let mut offs: Vec<u64> = places.into_iter().map(|place| place.0).collect();
-    offs.dedup();
-    offs.push(data_end);
-    Ok(offs)
+    let mut next = data_end;
+    for member in members.iter_mut().rev() {
+        member.end = member.end.min(next);
+        next = member.start;
+    }
+    Ok(members)
 }
