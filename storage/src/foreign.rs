@@ -9,6 +9,7 @@
 //! the blob is still an ordinary layer.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -23,9 +24,12 @@ use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, blocking, offline};
 /// TOCs fetched at the same time: more than nearly every image has layers.
 const TOCS_AT_ONCE: usize = 64;
 
-/// Bytes at the end of a blob that are read when only its footer tells where the TOC is: with them comes the TOC of a layer with some thousand
-/// files, and they cost about two round trips at 10 MB/s.
-const TAIL_LEN: u64 = 256 << 10;
+/// Least and most bytes at the end of a blob that are read when only its footer tells where the TOC is. With the most comes the TOC of a layer
+/// with some thousand files, and it costs about two round trips at 10 MB/s.
+const TAIL_LEN: RangeInclusive<u64> = (16 << 10)..=(256 << 10);
+
+/// Share of a blob that this may be: the TOC of a layer of small files is about a thirtieth of it.
+const TAIL_SHARE: u64 = 16;
 
 /// Times that a TOC is read when its digest is not the pinned one: a transfer, or one of several hosts, may have spoilt it.
 const ATTEMPTS: usize = 2;
@@ -195,7 +199,8 @@ async fn fetch(blob: &Arc<dyn Blob>, pinned: &PinnedToc, limits: &Limits) -> Res
             return Ok(Stored { location, bytes });
         }
         None => {
-            let tail_off = stored_len.saturating_sub(TAIL_LEN);
+            let tail_len = (stored_len / TAIL_SHARE).clamp(*TAIL_LEN.start(), *TAIL_LEN.end());
+            let tail_off = stored_len.saturating_sub(tail_len);
             (tail_off, blob.read_range(tail_off..stored_len).await?)
         }
     };
