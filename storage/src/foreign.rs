@@ -50,6 +50,16 @@ fn pinned(layer: &Descriptor) -> Result<Option<PinnedToc>, FormatError> {
     PinnedToc::of_annotations(|name| layer.annotations.get(name).map(String::as_str))
 }
 
+/// Says why a blob that ends with the footer of another lazy format is not read lazily, when its last bytes are here anyway.
+pub(crate) fn note_unpinned(layer: &Descriptor, tail: &[u8], stored_len: u64) {
+    if let Ok(Some(_)) = find_toc(tail, stored_len) {
+        tracing::info!(
+            layer = %layer.digest,
+            "the layer has a table of contents, but no annotation of the manifest pins it; it is taken for an ordinary layer"
+        );
+    }
+}
+
 /// The layers of `wanted` whose TOC the manifest pins, by blob, with the stored length of the TOC. Never an error.
 pub(crate) async fn find(
     wanted: &[Wanted<'_>],

@@ -448,6 +448,7 @@ async fn locate_index(
     let tail = blob.read_range(stored_len - FOOTER_LEN..stored_len).await?;
     let found = parse_footer(&tail, stored_len)?;
     if found.is_none() {
+        foreign::note_unpinned(layer, &tail, stored_len);
         offline::keep_no_index(cache, layer.digest).await;
     }
     Ok(found)

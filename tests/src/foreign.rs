@@ -36,20 +36,6 @@ pub enum Writer {
 }
 
 impl Writer {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Estargz,
-        Self::EstargzShared,
-        Self::StargzZstd,
-        Self::Skopeo,
-        Self::RecentSkopeo,
-    ];
-
-    /// Whether the tar is another one than before: entries are moved, times are cut to seconds, and files are added.
-    pub fn rewrites(self) -> bool {
-        !matches!(self, Self::Skopeo | Self::RecentSkopeo)
-    }
-
     /// Writes `image` anew, into the layout `directory`, where it is called [`TAG`].
     ///
     /// # Errors
@@ -57,7 +43,8 @@ impl Writer {
     pub fn write(self, image: &Image, directory: &Path) -> Result<Layout> {
         let to = format!("oci:{}:{TAG}", directory.display());
         match self {
-            Self::Estargz => with_ctr_remote(image, &["--estargz"], &to)?,
+            // The level that is quickest to write.
+            Self::Estargz => with_ctr_remote(image, &["--estargz", "--estargz-compression-level", "1"], &to)?,
             // With many files of some hundred bytes in a member.
             Self::EstargzShared => {
                 with_ctr_remote(image, &["--estargz", "--estargz-min-chunk-size", "50000"], &to)?;

@@ -69,6 +69,8 @@ pub(super) struct Collector {
     open: Option<OpenFile>,
     entries: u64,
     pieces: usize,
+    /// Length of all files together.
+    file_bytes: u64,
 }
 
 /// What the entries of a TOC say.
@@ -105,6 +107,7 @@ impl Collector {
             open: None,
             entries: 0,
             pieces: 0,
+            file_bytes: 0,
         }
     }
 
@@ -136,10 +139,10 @@ impl Collector {
             return Err("its name is not UTF-8, so that the TOC does not tell it".into());
         }
         let kind = kind_of(&raw.kind)?;
-        let size = raw.size;
-        FormatError::check_limit("size of a file", size, self.limits.layer_plain_len)?;
+        self.file_bytes = self.file_bytes.saturating_add(raw.size);
+        FormatError::check_limit("size of all files", self.file_bytes, self.limits.layer_plain_len)?;
         let node = self.builder.apply(entry(&raw, kind)?, FileContent::default())?;
-        if kind == EntryKind::Regular && size > 0 {
+        if kind == EntryKind::Regular && raw.size > 0 {
             self.begin(&raw, node)?;
         }
         Ok(())

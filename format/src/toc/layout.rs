@@ -2,12 +2,13 @@
 //!
 //! Files follow each other in the order of their first stored byte, so that what is read together is near each other as the tool that made the
 //! blob has arranged it. Each begins on a block, since a tree can only refer to whole blocks; what is between the end of a file and the next
-//! block are zeros that nobody stores. So are pieces of zeros inside a file, except that whole blocks of them are a hole of the file and take
-//! no room in the plain layer.
+//! block are zeros that nobody stores. So are pieces of zeros inside a file, except that the middle of a long one is a hole of the file and
+//! takes no room in the plain layer.
 //!
 //! The stored bytes of a piece end where the next member begins that another piece begins in. A piece that begins within a member is decoded
 //! from the begin of that member, together with what else is in there.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::collect::{Collected, Piece, StoredPiece, TocFile};
@@ -20,8 +21,9 @@ use crate::{ChunkDigest, ChunkRef, ChunkTable, Digest, FormatError, Limits};
 /// Device number of the plain layer in a layer tree.
 const OWN_DEVICE: u16 = 1;
 
-/// A run of zeros is always shorter than this: less than a block before a hole or behind it, or both without a hole between them.
-const ZEROS_MAX: usize = 2 * BLOCK_SIZE as usize;
+/// Holes begin and end at multiples of this, in bytes. A tree has an entry for each such part of a file with a hole, so that with a smaller one a
+/// short TOC could ask for gigabytes of tree.
+const HOLE_STEP: u64 = 64 << 10;
 
 /// What headers, block tables and the end of one deflate block add to the stored bytes of a member at most, in bytes, besides an eighth of its
 /// length. What lies between the last piece in a member and the next one that a piece begins in may be much longer.
@@ -36,7 +38,7 @@ pub(super) struct Layout {
     plain_off: u64,
     chunks: Vec<ChunkRef>,
     /// Digests of runs of zeros by length, as far as they were needed.
-    zeros: Vec<Option<ChunkDigest>>,
+    zeros: HashMap<u64, ChunkDigest>,
 }
 
 impl Layout {
@@ -52,7 +54,7 @@ impl Layout {
             members,
             plain_off: 0,
             chunks: Vec::new(),
-            zeros: vec![None; ZEROS_MAX],
+            zeros: HashMap::new(),
         };
         files.sort_by_key(first_stored);
         for file in &files {
@@ -105,7 +107,7 @@ impl Layout {
                 Some(stored) => self.add(piece, stored),
                 None => {
                     let end = piece.file_off + piece.len;
-                    let hole = piece.file_off.next_multiple_of(BLOCK_SIZE)..end - end % BLOCK_SIZE;
+                    let hole = piece.file_off.next_multiple_of(HOLE_STEP)..end - end % HOLE_STEP;
                     if hole.is_empty() {
                         self.add_zeros(piece.len);
                         continue;
@@ -148,26 +150,28 @@ impl Layout {
         self.add_zeros(self.plain_off.next_multiple_of(BLOCK_SIZE) - self.plain_off);
     }
 
+    /// Adds zeros as chunks whose lengths are few, as each length needs a digest: powers of two, and less than a block at last.
     fn add_zeros(&mut self, len: u64) {
-        if len == 0 {
-            return;
+        let mut missing = len;
+        while missing > 0 {
+            let part = match missing {
+                0..BLOCK_SIZE => missing,
+                _ => 1 << missing.ilog2(),
+            };
+            let zeros = || ChunkDigest(Digest::of(&vec![0; part as usize]));
+            let digest = *self.zeros.entry(part).or_insert_with(zeros);
+            let stored_off = self.chunks.last().map_or(0, |last| last.stored_range().end);
+            self.chunks.push(ChunkRef {
+                plain_off: self.plain_off,
+                plain_len: short(part),
+                stored_off,
+                stored_len: 0,
+                codec: Codec::Zeros,
+                digest,
+            });
+            self.plain_off += part;
+            missing -= part;
         }
-        let at = usize::try_from(len).unwrap_or(ZEROS_MAX);
-        let digest = || ChunkDigest(Digest::of(&vec![0; at]));
-        let digest = match self.zeros.get_mut(at) {
-            Some(known) => *known.get_or_insert_with(digest),
-            None => digest(),
-        };
-        let stored_off = self.chunks.last().map_or(0, |last| last.stored_range().end);
-        self.chunks.push(ChunkRef {
-            plain_off: self.plain_off,
-            plain_len: short(len),
-            stored_off,
-            stored_len: 0,
-            codec: Codec::Zeros,
-            digest,
-        });
-        self.plain_off += len;
     }
 }
 
