@@ -56,6 +56,11 @@ unpack_unstable() {
 
 erofs=${SLUICE_EROFS_UTILS:-$target/erofs-utils}
 [[ -x $erofs/usr/bin/fsck.erofs ]] || unpack_unstable erofs-utils "$erofs"
+# Tools that write lazy images in formats of their own, as they are made today.
+stargz=${SLUICE_STARGZ:-$target/stargz}
+[[ -x $stargz/usr/bin/ctr-remote ]] || unpack_unstable stargz-snapshotter "$stargz"
+skopeo=${SLUICE_SKOPEO:-$target/skopeo}
+[[ -x $skopeo/usr/bin/skopeo ]] || unpack_unstable skopeo "$skopeo"
 # Of this one, only containerd, its client and its shim are run, with the libraries of the system, for which its runc is too
 # new.
 containerd=${SLUICE_CONTAINERD_2:-$target/containerd-2}

@@ -16,7 +16,7 @@ pub struct ChunkRef {
     pub plain_len: u32,
     /// Offset of the stored bytes in the registry blob.
     pub stored_off: u64,
-    /// Length of the stored bytes, never 0.
+    /// Length of the stored bytes; 0 only for [`Codec::Zeros`].
     pub stored_len: u32,
     /// How stored bytes become plain bytes.
     pub codec: Codec,
@@ -151,7 +151,7 @@ fn check_chunk(chunk: &ChunkRef, at: usize, expected_off: u64, limits: &Limits) 
     // Incompressible input grows by a frame header and a few bytes per block; twice the plain bound is ample.
     let stored_limit = u64::from(limits.chunk_plain_len) * 2;
     FormatError::check_limit("stored length of a chunk", chunk.stored_len.into(), stored_limit)?;
-    if chunk.plain_len == 0 || chunk.stored_len == 0 {
+    if chunk.plain_len == 0 || (chunk.stored_len == 0) != (chunk.codec == Codec::Zeros) {
         return refuse("is empty");
     }
     if chunk.plain_off != expected_off {

@@ -7,6 +7,15 @@ use crate::chunk::{ChunkRef, ChunkTable};
 use crate::gzip::{SpanStart, decode_span};
 use crate::{Digest, FormatError};
 
+/// What can be decoded from the begin of one of its members on, without what is stored before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberKind {
+    /// Members of a gzip stream.
+    Gzip,
+    /// zstd frames.
+    Zstd,
+}
+
 /// How the stored bytes of a chunk become plain bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Codec {
@@ -23,19 +32,30 @@ pub enum Codec {
         /// Position of what the chunk copies from among the windows of the chunk table.
         window: u32,
     },
+    /// Part of what members of a gzip stream or zstd frames decode to, from the header of the first one on. What follows the chunk is cut
+    /// off. Only in an index that is made of another tool's table of contents ([`crate::toc`]), and never written.
+    Within {
+        /// What the stored bytes are.
+        stream: MemberKind,
+        /// Decoded bytes before the chunk.
+        skip: u32,
+    },
+    /// Zero bytes, of which nothing is stored: what a synthetic plain layer has between files. Never written, as [`Codec::Within`].
+    Zeros,
     /// The chunk cannot be fetched by itself: it comes when the blob is decoded from its beginning. Only in an index that this host has
     /// made of a blob without one; [`crate::LayerIndex::parse`] refuses it.
     Streamed,
 }
 
 impl Codec {
-    /// The on-disk number.
+    /// The on-disk number. Those that are never written have one that no reader takes.
     pub(crate) fn number(self) -> u8 {
         match self {
             Self::Stored => 0,
             Self::Zstd => 1,
             Self::Gzip => 2,
             Self::Deflate { .. } => 3,
+            Self::Within { .. } | Self::Zeros => 254,
             Self::Streamed => 255,
         }
     }
@@ -138,6 +158,9 @@ impl ChunkDecoder {
                 return Err(FormatError::malformed("chunk", place(), reason));
             }
             Codec::Gzip => decode_gzip(SpanStart::Member, chunk, stored)?,
+            Codec::Within { stream, skip } => decode_within(stream, stored, skip, chunk.plain_len)
+                .map_err(|reason| FormatError::malformed("chunk", place(), reason))?,
+            Codec::Zeros => vec![0; chunk.plain_len as usize],
             Codec::Deflate { bits, window } => {
                 let window = table.window(window).ok_or_else(|| {
                     FormatError::malformed("chunk", place(), "copies from a window that is not there")
@@ -166,6 +189,31 @@ fn decode_gzip(start: SpanStart<'_>, chunk: &ChunkRef, stored: &[u8]) -> Result<
             reason,
         )
     })
+}
+
+/// The `plain_len` bytes behind the first `skip` that members decode to. Decodes nothing behind them.
+pub(crate) fn decode_within(
+    stream: MemberKind,
+    stored: &[u8],
+    skip: u32,
+    plain_len: u32,
+) -> Result<Vec<u8>, String> {
+    let (skip, plain_len) = (skip as usize, plain_len as usize);
+    match stream {
+        MemberKind::Gzip => {
+            let mut decoded = decode_span(SpanStart::Member, stored, skip.saturating_add(plain_len))?;
+            decoded.drain(..skip);
+            Ok(decoded)
+        }
+        MemberKind::Zstd => {
+            let mut decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(|e| e.to_string())?;
+            let skipped = std::io::copy(&mut decoder.by_ref().take(skip as u64), &mut std::io::sink());
+            skipped.map_err(|e| e.to_string())?;
+            let mut decoded = vec![0; plain_len];
+            decoder.read_exact(&mut decoded).map_err(|e| e.to_string())?;
+            Ok(decoded)
+        }
+    }
 }
 
 /// Checks that `plain` are the bytes of `chunk`.

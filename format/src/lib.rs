@@ -28,6 +28,7 @@ pub mod profile;
 pub mod program;
 pub mod scan;
 pub mod stored;
+pub mod toc;
 pub mod tree;
 
 pub use chunk::{ChunkRef, ChunkTable};

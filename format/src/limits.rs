@@ -30,6 +30,10 @@ pub struct Limits {
     pub index_stored_len: u64,
     /// Decoded length of one section of a layer index in bytes.
     pub section_len: u64,
+    /// Stored length of another tool's table of contents in bytes.
+    pub toc_stored_len: u64,
+    /// Decoded length of another tool's table of contents in bytes.
+    pub toc_len: u32,
     /// Layers in one image.
     pub layers: usize,
     /// Deferred hard links in one layer.
@@ -59,6 +63,9 @@ impl Default for Limits {
             layer_plain_len: 1 << 40,
             index_stored_len: 512 << 20,
             section_len: 1 << 30,
+            // Three hundred thousand entries as eStargz writes them, indented.
+            toc_stored_len: 64 << 20,
+            toc_len: 128 << 20,
             layers: 512,
             deferred_links: 100_000,
             manifest_len: 8 << 20,

@@ -171,6 +171,7 @@ async fn try_load(
     Ok(LazyLayer {
         descriptor: layer.descriptor.clone(),
         diff_id: index.diff_id,
+        listed: index.diff_id,
         plain_len: index.plain_len(),
         index_digest: digest,
         index: Arc::new(index),

@@ -29,6 +29,7 @@ use sluice_format::{
 use self::unindexed::{Found, Without, complete};
 use crate::cache::Cache;
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
+use crate::foreign;
 use crate::offline::{self, Remembering, full_name};
 use crate::stream::StreamProgress;
 use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform, Repository, blocking};
@@ -56,7 +57,7 @@ pub struct LazyImage {
 impl LazyImage {
     /// The ChainID of all layers; `None` for an image without layers.
     pub fn chain_id(&self) -> Option<ChainId> {
-        let diff_ids: Vec<DiffId> = self.layers.iter().map(|layer| layer.diff_id).collect();
+        let diff_ids: Vec<DiffId> = self.layers.iter().map(|layer| layer.listed).collect();
         ChainId::of_stack(&diff_ids)
     }
 
@@ -76,8 +77,11 @@ impl LazyImage {
 pub struct LazyLayer {
     /// What the manifest says of its blob.
     pub descriptor: Descriptor,
-    /// Digest of the plain layer.
+    /// What names the plain layer that is read, in the cache, in mounts and in profiles: its digest, or what takes the place of one for a
+    /// synthetic plain layer ([`LayerIndex::is_synthetic`]).
     pub diff_id: DiffId,
+    /// The DiffID that the config lists. The same, except for a synthetic plain layer.
+    pub listed: DiffId,
     /// Length of the plain layer in bytes.
     pub plain_len: u64,
     /// Its tree and chunk table.
@@ -362,6 +366,7 @@ async fn load_layer(
     let layer = LazyLayer {
         descriptor: descriptor.clone(),
         diff_id: index.diff_id,
+        listed: index.diff_id,
         plain_len: index.chunks.plain_len(),
         index_digest: location.digest,
         index: Arc::new(index),
@@ -429,6 +434,9 @@ async fn locate_index(
     if let Some(location) = offline::location(cache, layer.digest).await {
         return Ok(Some(location));
     }
+    if foreign::is_pinned(layer) {
+        return Ok(None);
+    }
     let is_zstd = matches!(
         layer.media_type.as_str(),
         artifact::OCI_LAYER_ZSTD | artifact::DOCKER_LAYER_ZSTD
@@ -440,6 +448,7 @@ async fn locate_index(
     let tail = blob.read_range(stored_len - FOOTER_LEN..stored_len).await?;
     let found = parse_footer(&tail, stored_len)?;
     if found.is_none() {
+        foreign::note_unpinned(layer, &tail, stored_len);
         offline::keep_no_index(cache, layer.digest).await;
     }
     Ok(found)
@@ -491,12 +500,12 @@ fn check_count(image: &str, listed: &[DiffId], layers: &[Found]) -> Result<(), E
 
 fn check_diff_ids(image: &str, listed: &[DiffId], layers: &[(LazyLayer, u64)]) -> Result<(), Error> {
     for (at, (listed, (layer, _))) in listed.iter().zip(layers).enumerate() {
-        if *listed != layer.diff_id {
+        if *listed != layer.listed {
             let message = format!(
                 "the index of layer {} ({}) of {image} is for DiffID {}, but the config lists {listed}",
                 at + 1,
                 layer.descriptor.digest,
-                layer.diff_id
+                layer.listed
             );
             return Err(Error::new(ErrorKind::Corrupt, message));
         }

@@ -20,6 +20,7 @@ pub mod documents;
 pub mod error;
 pub mod fetch;
 mod fill;
+mod foreign;
 pub mod image;
 pub mod layout;
 mod offline;

@@ -4,6 +4,7 @@
 //! groups and the host name. Its network is that of the host, so a registry on a loopback address of a test is one there too.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -140,7 +141,7 @@ impl Drop for Machine {
             groups.is_ok_and(|status| status.success())
         });
         if let Err(error) = gone {
-            eprintln!("{}: {error:#}", self.group.display());
+            let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.group.display());
         }
     }
 }

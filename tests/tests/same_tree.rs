@@ -4,6 +4,7 @@
 use anyhow::Result;
 use sluice_tests::containerd::Containerd;
 use sluice_tests::document::Layout;
+use sluice_tests::foreign::{self, Writer};
 use sluice_tests::images::{Compression, Entry, Image, ImageBuilder, Layer, apart, edge, large};
 use sluice_tests::mounted::{FRONTS, Mounting};
 use sluice_tests::registry::CountingRegistry;
@@ -187,6 +188,133 @@ fn privileged_every_odd_tar_entry_looks_the_same_when_the_image_is_indexed() -> 
     sluice::run(["index", &image.reference()])?;
     let exceptions = Exceptions::of_containerd(&edge::IMPLIED_DIRECTORIES, &edge::LOST_A_NAME);
     assert_same_tree(&image.layout, &image.tag, &image.reference(), &exceptions)
+}
+
+/// Every kind of entry, as far as the tools that write other lazy formats take it: they refuse or lose most of the odd ones.
+fn kinds_of_entries(scratch: &Scratch) -> Result<Image> {
+    let long = format!("d/{}/{}", "n".repeat(120), "long");
+    let mut holes = vec![b'x'; 70_000];
+    holes.resize(400_000, 0);
+    holes.extend([b'y'; 5_000]);
+    let lower = [
+        Entry::directory("d", 0o2750)
+            .owner(7, 8)
+            .xattr("user.d", "of a directory"),
+        Entry::file("d/gone", b"gone"),
+        Entry::file("d/changed", b"below"),
+        Entry::directory("e", 0o755),
+        Entry::file("e/hidden", b"hidden"),
+        Entry::directory("s", 0o1777),
+        Entry::symlink("s/link", "../d/changed"),
+    ];
+    let upper = [
+        Entry::directory("d", 0o2750)
+            .owner(7, 8)
+            .xattr("user.d", "of a directory"),
+        Entry::whiteout("d/gone"),
+        Entry::file("d/changed", b"above").mode(0o4755).owner(70_000, 3),
+        Entry::generated("d/pieces", 9_000_000, 3),
+        Entry::file("d/holes", &holes),
+        Entry::zeros("d/zeros", 1_000_000),
+        Entry::file("d/empty", b""),
+        Entry::file("d/Grüße <&> \"quoted\"", "ähm"),
+        Entry::directory(format!("d/{}", "n".repeat(120)), 0o755),
+        Entry::file(long, b"a long name"),
+        Entry::file("d/linked", b"two names").xattr("user.a", [0, 255, 10]),
+        Entry::hard_link("d/other-name", "d/linked").xattr("user.a", [0, 255, 10]),
+        Entry::directory("e", 0o711),
+        Entry::opaque("e"),
+        Entry::file("e/new", b"new"),
+        Entry::directory("s", 0o1777),
+        Entry::char_device("s/char", 5, 1),
+        Entry::block_device("s/block", 259, 70_000),
+        Entry::fifo("s/fifo").mode(0o622),
+        Entry::file("d/capable", b"#!").xattr("security.capability", CAPABILITY),
+    ];
+    let many = (0..400).map(|at| Entry::generated(format!("m-{at}"), 100 + at * 7, at));
+    ImageBuilder::new()
+        .layer(Layer::of(lower))
+        .layer(Layer::of(upper.into_iter().chain(many)))
+        .write(&scratch.join("source"), "kinds")
+}
+
+/// `cap_net_raw=ep`.
+const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+fn assert_same_tree_in_foreign_format(writer: Writer) -> Result<()> {
+    let scratch = Scratch::new("foreign-kinds")?;
+    let image = kinds_of_entries(&scratch)?;
+    assert_same_tree_written_by(writer, &image, &scratch)
+}
+
+fn assert_same_tree_written_by(writer: Writer, image: &Image, scratch: &Scratch) -> Result<()> {
+    let layout = writer.write(image, &scratch.join("foreign"))?;
+    let reference = format!("oci:{}:{}", layout.directory.display(), foreign::TAG);
+    assert_same_tree(&layout, foreign::TAG, &reference, &by_containerd())
+}
+
+#[test]
+fn privileged_every_kind_of_entry_is_the_same_in_zstd_chunked_of_skopeo() -> Result<()> {
+    assert_same_tree_in_foreign_format(Writer::Skopeo)
+}
+
+#[test]
+fn privileged_every_kind_of_entry_is_the_same_in_zstd_chunked_of_a_recent_skopeo() -> Result<()> {
+    assert_same_tree_in_foreign_format(Writer::RecentSkopeo)
+}
+
+#[test]
+fn privileged_every_kind_of_entry_is_the_same_in_zstd_chunked_of_stargz() -> Result<()> {
+    assert_same_tree_in_foreign_format(Writer::StargzZstd)
+}
+
+#[test]
+fn privileged_every_kind_of_entry_is_the_same_in_estargz() -> Result<()> {
+    assert_same_tree_in_foreign_format(Writer::Estargz)
+}
+
+#[test]
+fn privileged_every_kind_of_entry_is_the_same_in_estargz_with_common_members() -> Result<()> {
+    assert_same_tree_in_foreign_format(Writer::EstargzShared)
+}
+
+#[test]
+fn privileged_fractions_of_seconds_are_the_same_in_zstd_chunked() -> Result<()> {
+    let source = Scratch::new("foreign-times")?;
+    let entries = [
+        Entry::file("f", b"f").mtime(1_700_000_000, 123_456_789),
+        Entry::directory("d", 0o755).mtime(1_700_000_001, 5),
+        Entry::file("old", b"").mtime(0, 0),
+    ];
+    let image = ImageBuilder::new()
+        .layer(Layer::of(entries))
+        .write(&source.join("source"), "times")?;
+    for writer in [Writer::Skopeo, Writer::RecentSkopeo] {
+        assert_same_tree_written_by(writer, &image, &Scratch::new("foreign-times")?)?;
+    }
+    Ok(())
+}
+
+/// A small real image as another tool writes it.
+fn real(writer: Writer) -> Result<()> {
+    let (layout, scratch) = (debian::layout()?, Scratch::new("foreign-real")?);
+    let image = Image {
+        digest: layout.top(debian::SMALL)?.0,
+        layout,
+        tag: debian::SMALL.to_owned(),
+        layers: Vec::new(),
+    };
+    assert_same_tree_written_by(writer, &image, &scratch)
+}
+
+#[test]
+fn privileged_a_small_real_image_is_the_same_in_zstd_chunked() -> Result<()> {
+    real(Writer::RecentSkopeo)
+}
+
+#[test]
+fn privileged_a_small_real_image_is_the_same_in_estargz() -> Result<()> {
+    real(Writer::Estargz)
 }
 
 #[test]

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::document::Layout;
+use sluice_tests::foreign::Writer;
 use sluice_tests::images::{Entry, ImageBuilder, Layer, shell};
 use sluice_tests::registry::{Class, CountingRegistry, DistributionRegistry};
 use sluice_tests::scratch::Scratch;
@@ -271,6 +272,23 @@ fn privileged_containerd_1_starts_an_image_with_attached_indexes_lazily() -> Res
     let image = builder()?.write(&source.join("source"), "c")?;
     sluice::run(["index", &image.reference()])?;
     life(&image.layout, "fuse")
+}
+
+#[test]
+fn privileged_containerd_1_starts_a_zstd_chunked_image_lazily() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "s")?;
+    life(
+        &Writer::RecentSkopeo.write(&image, &source.join("foreign"))?,
+        "erofs",
+    )
+}
+
+#[test]
+fn privileged_containerd_1_starts_an_estargz_image_lazily() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "s")?;
+    life(&Writer::Estargz.write(&image, &source.join("foreign"))?, "fuse")
 }
 
 /// The whole life of an image without indexes: its layers come once, and not through containerd.

@@ -205,7 +205,7 @@ impl LoadedImages {
         let key = ImageKey::new(&layer.reference, Some(layer.manifest_digest));
         let image = self.get(&key).await?;
         let is_it = |found: &&LazyLayer| {
-            found.diff_id == layer.plain_layer && found.descriptor.digest == layer.layer_digest
+            found.listed == layer.plain_layer && found.descriptor.digest == layer.layer_digest
         };
         let found = image.and_then(|image| image.image.layers.iter().find(is_it).cloned());
         found.with_context(|| {

@@ -165,7 +165,7 @@ impl Engine {
             reference: request.reference.clone(),
             manifest_digest: image.image.manifest_digest,
             layer_digest: layer.descriptor.digest,
-            plain_layer: layer.diff_id,
+            plain_layer: layer.listed,
         }))
     }
 
@@ -274,9 +274,9 @@ impl Images for Engine {
     }
 
     fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>> {
-        let (cache, diff_id) = (self.cache.clone(), layer.plain_layer);
+        let (cache, diff_id, blob) = (self.cache.clone(), layer.plain_layer, layer.layer_digest);
         Box::pin(async move {
-            let (bytes, inodes) = spawn_blocking(move || cache.layer_usage(&diff_id)).await?;
+            let (bytes, inodes) = spawn_blocking(move || cache.layer_usage(&diff_id, &blob)).await?;
             Ok(Usage { bytes, inodes })
         })
     }
@@ -300,7 +300,7 @@ impl Images for Engine {
 /// ChainIDs of a stack, from the lowest layer to all of them.
 fn chain_ids(layers: &[LazyLayer]) -> impl Iterator<Item = ChainId> {
     layers.iter().scan(None, |chain, layer| {
-        *chain = Some(ChainId::extend(*chain, layer.diff_id));
+        *chain = Some(ChainId::extend(*chain, layer.listed));
         *chain
     })
 }

@@ -158,7 +158,7 @@ impl Starts {
             layer.watch.detach(&start);
         }
         let recording = start.recorder.finish();
-        let top = image.image.layers.last().map(|layer| layer.diff_id);
+        let top = image.image.layers.last().map(|layer| layer.listed);
         tracing::info!(
             image = reference,
             resolve_ms = image.resolve_time.as_millis(),

@@ -32,6 +32,7 @@ pub struct LayerIndex {
     pub chunks: Arc<ChunkTable>,
     tree_image: Vec<u8>,
     stacking: Stacking,
+    is_synthetic: bool,
 }
 
 /// What an overlayfs layer cannot express and only a merge uses.
@@ -73,7 +74,26 @@ impl LayerIndex {
             chunks,
             tree_image: written.bytes,
             stacking,
+            is_synthetic: false,
         })
+    }
+
+    /// The index of a plain layer that exists nowhere as a tar: files laid out by [`crate::toc`]. `identity` takes the place of its DiffID.
+    pub(crate) fn synthetic(
+        identity: DiffId,
+        chunks: ChunkTable,
+        layer: &LayerTree,
+    ) -> Result<Self, FormatError> {
+        let index = Self::new(identity, chunks, layer)?;
+        Ok(Self {
+            is_synthetic: true,
+            ..index
+        })
+    }
+
+    /// Whether the plain layer is a synthetic one: its name is no digest of its bytes, so that digests of chunks are the only check.
+    pub fn is_synthetic(&self) -> bool {
+        self.is_synthetic
     }
 
     /// Whether a chunk cannot be fetched by itself.
@@ -108,8 +128,15 @@ impl LayerIndex {
     /// The bytes of the index. Equal indexes give equal bytes.
     ///
     /// # Errors
-    /// [`FormatError`] when a section passes its limit.
+    /// [`FormatError`] when a section passes its limit; [`FormatError::Unsupported`] for the index of a synthetic plain layer, which is made
+    /// anew from the table of contents that it comes from.
     pub fn encode(&self) -> Result<Vec<u8>, FormatError> {
+        if self.is_synthetic {
+            return Err(FormatError::Unsupported {
+                format: FORMAT,
+                reason: "a synthetic plain layer has no index that is written".into(),
+            });
+        }
         let mut sections = vec![
             (SectionKind::Tree, self.tree_image.clone()),
             (SectionKind::Chunks, sections::encode_chunks(&self.chunks)),
@@ -163,6 +190,7 @@ impl LayerIndex {
             chunks: Arc::new(chunks),
             tree_image,
             stacking,
+            is_synthetic: false,
         };
         index.check_device(limits)?;
         Ok(index)

@@ -51,7 +51,7 @@ struct Deferred {
 
 /// The tree in the making.
 #[derive(Clone, Debug)]
-pub(super) struct TreeBuilder {
+pub(crate) struct TreeBuilder {
     tree: Tree,
     limits: Limits,
     /// In tar order; `None` when a later entry took the place.
@@ -62,7 +62,7 @@ pub(super) struct TreeBuilder {
 }
 
 impl TreeBuilder {
-    pub(super) fn new(limits: Limits) -> Self {
+    pub(crate) fn new(limits: Limits) -> Self {
         Self {
             tree: Tree::new(),
             limits,
@@ -74,12 +74,12 @@ impl TreeBuilder {
     }
 
     /// A node to fill in.
-    pub(super) fn node_mut(&mut self, id: NodeId) -> &mut Node {
+    pub(crate) fn node_mut(&mut self, id: NodeId) -> &mut Node {
         self.tree.node_mut(id)
     }
 
     /// Applies one entry. `content` is what a regular file gets; the id is that of such a file.
-    pub(super) fn apply(&mut self, entry: Entry, content: FileContent) -> Result<Option<NodeId>, Refusal> {
+    pub(crate) fn apply(&mut self, entry: Entry, content: FileContent) -> Result<Option<NodeId>, Refusal> {
         let path = clean(&entry.name, &self.limits)?;
         // containerd leaves the root directory as it is, whatever the entry says.
         let Some((last, parents)) = path.split_last() else {
@@ -326,7 +326,7 @@ impl TreeBuilder {
     }
 
     /// The finished tree and the warnings.
-    pub(super) fn finish(mut self) -> (LayerTree, Vec<String>) {
+    pub(crate) fn finish(mut self) -> (LayerTree, Vec<String>) {
         if self.warnings_left_out > 0 {
             self.warnings.push(format!("and {} more", self.warnings_left_out));
         }

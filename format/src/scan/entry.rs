@@ -36,7 +36,7 @@ impl ExtensionKind {
 
 /// What extension headers said since the last entry.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Extensions {
+pub(crate) struct Extensions {
     records: Records,
     long_name: Vec<u8>,
     long_link: Vec<u8>,
@@ -60,7 +60,7 @@ impl Extensions {
 
 /// What kind of file an entry describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EntryKind {
+pub(crate) enum EntryKind {
     Regular,
     /// A regular file with a sparse map in GNU header blocks.
     GnuSparse,
@@ -77,25 +77,25 @@ pub(super) enum EntryKind {
 /// One entry, fields as they come: what is invalid for a file system is refused only when the entry is used, because
 /// containerd skips an entry for the root and reduces a whiteout to its name before it looks at anything else.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
-    pub(super) name: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) kind: EntryKind,
+pub(crate) struct Entry {
+    pub(crate) name: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) kind: EntryKind,
     /// Length of the data in the tar.
-    pub(super) stored_len: u64,
-    pub(super) mode: i64,
-    pub(super) uid: i64,
-    pub(super) gid: i64,
-    pub(super) mtime: Timestamp,
-    pub(super) major: i64,
-    pub(super) minor: i64,
-    pub(super) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
-    pub(super) sparse: Option<SparseRecords>,
+    pub(crate) stored_len: u64,
+    pub(crate) mode: i64,
+    pub(crate) uid: i64,
+    pub(crate) gid: i64,
+    pub(crate) mtime: Timestamp,
+    pub(crate) major: i64,
+    pub(crate) minor: i64,
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    pub(crate) sparse: Option<SparseRecords>,
 }
 
 impl Entry {
     /// Joins a header with the extensions before it.
-    pub(super) fn new(header: Header, extensions: Extensions) -> Result<Self, Refusal> {
+    pub(crate) fn new(header: Header, extensions: Extensions) -> Result<Self, Refusal> {
         let Extensions {
             records,
             long_name,

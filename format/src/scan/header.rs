@@ -7,13 +7,13 @@
 use super::refusal::Refusal;
 
 /// Length of a tar block in bytes.
-pub(super) const BLOCK_LEN: usize = 512;
+pub(crate) const BLOCK_LEN: usize = 512;
 
 /// The same for plain offsets.
 pub(super) const BLOCK: u64 = BLOCK_LEN as u64;
 
 /// One block.
-pub(super) type Block = [u8; BLOCK_LEN];
+pub(crate) type Block = [u8; BLOCK_LEN];
 
 /// Position and length of a field in a block.
 #[derive(Clone, Copy)]
@@ -59,25 +59,25 @@ enum Format {
 
 /// The decoded fields that matter for a file tree.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Header {
-    pub(super) flag: u8,
-    pub(super) name: Vec<u8>,
-    pub(super) link: Vec<u8>,
-    pub(super) size: i64,
-    pub(super) mode: i64,
-    pub(super) uid: i64,
-    pub(super) gid: i64,
+pub(crate) struct Header {
+    pub(crate) flag: u8,
+    pub(crate) name: Vec<u8>,
+    pub(crate) link: Vec<u8>,
+    pub(crate) size: i64,
+    pub(crate) mode: i64,
+    pub(crate) uid: i64,
+    pub(crate) gid: i64,
     /// Whole seconds.
-    pub(super) mtime: i64,
-    pub(super) major: i64,
-    pub(super) minor: i64,
+    pub(crate) mtime: i64,
+    pub(crate) major: i64,
+    pub(crate) minor: i64,
     /// Whether the block is in GNU's own format, the only one whose sparse map is known.
-    pub(super) gnu: bool,
+    pub(crate) gnu: bool,
 }
 
 impl Header {
     /// Reads a block, refusing a wrong checksum and fields that are not numbers.
-    pub(super) fn parse(block: &Block) -> Result<Self, Refusal> {
+    pub(crate) fn parse(block: &Block) -> Result<Self, Refusal> {
         if !checksum_matches(block) {
             return Err("header checksum does not match, so this is no tar header".into());
         }

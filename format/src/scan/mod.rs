@@ -25,10 +25,14 @@ use crate::cut::{Cutter, EntrySpan, name_hash};
 use crate::name::Printable;
 use crate::{FormatError, LayerTree, Limits, NodeId};
 
-use build::TreeBuilder;
-use entry::{Entry, EntryKind, ExtensionKind, Extensions, is_zero};
-use header::{BLOCK, BLOCK_LEN, Block, Header};
-use refusal::Refusal;
+pub(crate) use build::TreeBuilder;
+pub(crate) use entry::{Entry, EntryKind, Extensions};
+pub(crate) use header::{BLOCK_LEN, Block, Header};
+pub(crate) use pax::bound_time;
+pub(crate) use refusal::Refusal;
+
+use entry::{ExtensionKind, is_zero};
+use header::BLOCK;
 use sparse::{GnuMap, MapText, Segment, SparseMap, SparsePlan, SparseRecords};
 
 /// What a whole layer turned out to be.

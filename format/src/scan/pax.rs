@@ -126,7 +126,7 @@ fn time(text: &[u8]) -> Option<Timestamp> {
 }
 
 /// A time as a tree can hold it; see [`time`]. `nanos` has the sign of the whole.
-pub(super) fn bound_time(secs: i64, nanos: i64) -> Timestamp {
+pub(crate) fn bound_time(secs: i64, nanos: i64) -> Timestamp {
     const NANOS_PER_SEC: i128 = 1_000_000_000;
     let total = i128::from(secs) * NANOS_PER_SEC + i128::from(nanos);
     if !(0..=LATEST_NANOS).contains(&total) {

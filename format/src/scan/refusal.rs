@@ -9,7 +9,7 @@ use crate::FormatError;
 
 /// A reason still without a place, or a finished error.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// What is wrong.
     Reason(Cow<'static, str>),
     /// An error that names its thing itself.
@@ -17,10 +17,15 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
-    /// The error of a thing at `place`.
+    /// The error of a thing at `place` in a tar.
     pub(super) fn at(self, place: impl ToString) -> FormatError {
+        self.in_format("tar", place)
+    }
+
+    /// The error of a thing at `place`.
+    pub(crate) fn in_format(self, format: &'static str, place: impl ToString) -> FormatError {
         match self {
-            Self::Reason(reason) => FormatError::malformed("tar", place, reason),
+            Self::Reason(reason) => FormatError::malformed(format, place, reason),
             Self::Finished(error) => error,
         }
     }

@@ -49,7 +49,7 @@ pub(super) enum SparseMap {
 
 /// What PAX records say about a sparse file.
 #[derive(Clone, Debug)]
-pub(super) struct SparseRecords {
+pub(crate) struct SparseRecords {
     pub(super) name: Option<Vec<u8>>,
     pub(super) real_size: Option<i64>,
     pub(super) map: SparseMap,

@@ -15,6 +15,8 @@ use super::layer::{DATA_FILE, LayerFiles};
 pub struct CachedLayer {
     pub(super) files: Arc<LayerFiles>,
     pub(super) cache: Arc<Cache>,
+    /// The layer has no digest of its own.
+    pub(super) is_synthetic: bool,
 }
 
 impl CachedLayer {

@@ -6,6 +6,7 @@
 //!                              or "none"
 //! tags/<digest of the name>    JSON: the name, the digest of its manifest, when the registry said so
 //! attached/<manifest digest>   JSON: the artifact with layer indexes that is attached to a manifest, and where
+//! tocs/<blob digest>           JSON: the table of contents of a layer in another lazy format, and what its plain layer is called
 //! streamed/<DiffID>            JSON: the layer index that this host has made while it streamed the layer
 //! images/<digest of the name>  JSON: an image that was loaded, for people, for pins, and for removing what belongs together
 //! ```
@@ -37,11 +38,12 @@ const RECORD_LEN_MAX: u64 = 1 << 20;
 const NO_INDEX: &[u8] = b"none";
 
 /// Directories of documents and records below the cache directory.
-pub(super) const DIRECTORIES: [&str; 6] = [
+pub(super) const DIRECTORIES: [&str; 7] = [
     "documents/sha256",
     "locations",
     "tags",
     "attached",
+    "tocs",
     "streamed",
     "images",
 ];
@@ -67,6 +69,20 @@ struct AttachedRecord {
 struct StreamedRecord {
     diff_id: String,
     index: String,
+}
+
+/// The table of contents of a layer in another lazy format.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TocRecord {
+    /// Digest of the stored bytes, which are kept as a document.
+    pub(crate) document: String,
+    /// Where they lie in the blob.
+    pub(crate) stored_off: u64,
+    pub(crate) stored_len: u64,
+    /// Length of the zstd:chunked document when it is decoded; none for eStargz.
+    pub(crate) plain_len: Option<u64>,
+    /// What the synthetic plain layer is called.
+    pub(crate) plain_layer: String,
 }
 
 /// An image that was loaded.
@@ -120,7 +136,8 @@ impl ImageRecord {
             .filter_map(|text| hex(text))
             .map(|hex| Path::new("documents/sha256").join(hex));
         let locations = self.layers.iter().filter_map(|layer| hex(&layer.blob));
-        let locations = locations.map(|hex| Path::new("locations").join(hex));
+        let locations =
+            locations.flat_map(|hex| ["locations", "tocs"].map(|directory| Path::new(directory).join(&hex)));
         let tag = tag.map(|tag| Path::new("tags").join(Digest::of(tag.name.as_bytes()).to_hex()));
         let streamed = self.layers.iter().filter_map(|layer| hex(&layer.diff_id));
         let streamed = streamed.map(|hex| Path::new("streamed").join(hex));
@@ -234,6 +251,20 @@ impl Documents {
         };
         if let Ok(bytes) = serde_json::to_vec(&record) {
             self.keep(&self.dir.join("attached").join(manifest.to_hex()), &bytes);
+        }
+    }
+
+    /// The table of contents of a blob, if it was read before.
+    pub(crate) fn toc(&self, blob: &BlobDigest) -> Option<TocRecord> {
+        let path = self.dir.join("tocs").join(blob.0.to_hex());
+        let record = load_record(&path)?;
+        used(&path);
+        Some(record)
+    }
+
+    pub(crate) fn put_toc(&self, blob: &BlobDigest, record: &TocRecord) {
+        if let Ok(bytes) = serde_json::to_vec(record) {
+            self.keep(&self.dir.join("tocs").join(blob.0.to_hex()), &bytes);
         }
     }
 

@@ -52,13 +52,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
 
-use sluice_format::{ChainId, DiffId, Digest, LayerIndex};
+use sluice_format::{BlobDigest, ChainId, DiffId, Digest, LayerIndex};
 
 pub use self::cached::CachedLayer;
 use self::cuts::Cuts;
 use self::dedup::Copies;
 pub use self::disk::DiskObserver;
-pub(crate) use self::documents::Documents;
+pub(crate) use self::documents::{Documents, TocRecord};
 pub use self::documents::{ImageRecord, LayerRecord};
 pub use self::evict::{Evicted, Goal};
 pub use self::inventory::{Checked, ImageEntry, Inventory, LayerEntry};
@@ -219,6 +219,7 @@ impl Cache {
         CachedLayer {
             files,
             cache: self.clone(),
+            is_synthetic: index.is_synthetic(),
         }
     }
 
@@ -246,9 +247,15 @@ impl Cache {
         files
     }
 
-    /// Bytes on the disk and number of files of a layer, whoever stored it. Blocks on the disk for a moment.
-    pub fn layer_usage(&self, diff_id: &DiffId) -> (u64, u64) {
-        let files = std::fs::read_dir(self.layer_dir(diff_id)).into_iter().flatten();
+    /// Bytes on the disk and number of files of a layer, whoever stored it: as the DiffID names it, or as a synthetic plain layer of the blob.
+    /// Blocks on the disk for a moment.
+    pub fn layer_usage(&self, diff_id: &DiffId, blob: &BlobDigest) -> (u64, u64) {
+        let synthetic = self.documents.toc(blob).map(|toc| toc.plain_layer.parse());
+        let names = [Some(*diff_id), synthetic.and_then(Result::ok)];
+        let directories = names.iter().flatten().map(|name| self.layer_dir(name));
+        let files = directories
+            .filter_map(|dir| std::fs::read_dir(dir).ok())
+            .flatten();
         let sizes = files
             .flatten()
             .filter_map(|file| Some(disk::allocated(&file.metadata().ok()?)));

@@ -203,7 +203,7 @@ impl Cache {
             None => {
                 let files = self.open_layer(index.diff_id, cuts);
                 fill_holes(&files, &streamed).map_err(what)?;
-                files.verify_whole()?;
+                files.verify_whole(false)?;
                 files
             }
         };
@@ -211,6 +211,7 @@ impl Cache {
         Ok(CachedLayer {
             files,
             cache: self.clone(),
+            is_synthetic: false,
         })
     }
 

@@ -43,6 +43,7 @@ pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane
         stored: source.chunk(first).stored_range(),
         chunks: vec![first],
     };
+    batch.add_companions(board);
     batch.extend_forward(board, most_len);
     // What lies before a chunk that a reader waits for would only make the reader wait.
     if lane != Lane::Demand {
@@ -74,17 +75,39 @@ impl Batch {
         batch
     }
 
+    /// Adds the chunks before the first one that are decoded from the same stored bytes.
+    fn add_companions(&mut self, board: &Board) {
+        let first = self.chunks[0];
+        let is_companion = |at: &usize| self.source.chunk(*at).stored_range() == self.stored;
+        let before = (0..first).rev().filter(|at| !self.source.is_zeros(*at));
+        let mut companions: Vec<usize> = before
+            .take_while(is_companion)
+            .filter(|at| board.is_queued(self.source.layer, *at) || self.is_useful(board, *at))
+            .collect();
+        companions.reverse();
+        self.chunks.splice(0..0, companions);
+    }
+
     fn extend_forward(&mut self, board: &Board, most_len: u64) {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();
         let mut at = self.chunks[self.chunks.len() - 1] + 1;
+        let mut before = self.source.chunk(at - 1).stored_range();
         while let Some(chunk) = table.get(at) {
+            if self.source.is_zeros(at) {
+                at += 1;
+                continue;
+            }
             let stored = chunk.stored_range();
-            // A foreign table may order stored bytes in any way; only what follows is joined.
-            let gap = gap(self.stored.end, stored.start);
+            // A foreign table may order stored bytes in any way; only what follows, or is decoded from the same bytes, is joined.
+            let gap = match stored == before {
+                true if stored.end == self.stored.end => Some(0),
+                _ => gap(self.stored.end, stored.start),
+            };
             if gap.is_none_or(|gap| gap > GAP) || stored.end - self.stored.start > most_len {
                 return;
             }
+            before = stored.clone();
             if board.is_queued(self.source.layer, at) {
                 self.chunks.append(&mut between);
                 self.chunks.push(at);
@@ -100,7 +123,7 @@ impl Batch {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();
         let mut before = Vec::new();
-        for at in (0..self.chunks[0]).rev() {
+        for at in (0..self.chunks[0]).rev().filter(|at| !self.source.is_zeros(*at)) {
             let stored = table[at].stored_range();
             let gap = gap(stored.end, self.stored.start);
             if gap.is_none_or(|gap| gap > GAP) || self.stored.end - stored.start > most_len {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sluice_format::compression::ChunkDecoder;
+use sluice_format::compression::{ChunkDecoder, Codec};
 use sluice_format::{ChunkRef, ChunkTable, DiffId, FormatError, LayerIndex};
 
 use super::{Fetcher, Upstream};
@@ -49,6 +49,9 @@ impl Source {
     /// The bytes of a chunk that this host has, in this layer or another. Blocks on the disk.
     pub(crate) fn kept(&self, at: usize) -> Option<Bytes> {
         let cache = self.cache.as_ref();
+        if self.is_zeros(at) {
+            return Some(self.zeros(at));
+        }
         cache
             .and_then(|cache| cache.read_chunk(at))
             .or_else(|| self.fetcher.recent.get(&self.chunk(at).digest))
@@ -57,8 +60,23 @@ impl Source {
 
     /// Whether [`Self::kept`] will most likely give bytes. Does not block.
     pub(crate) fn keeps(&self, at: usize) -> bool {
-        self.cache.as_ref().is_some_and(|cache| cache.is_trusted(at))
+        self.is_zeros(at)
+            || self.cache.as_ref().is_some_and(|cache| cache.is_trusted(at))
             || self.fetcher.recent.contains(&self.chunk(at).digest)
+    }
+
+    /// Whether the chunk is nothing that anybody stores.
+    pub(crate) fn is_zeros(&self, at: usize) -> bool {
+        self.chunk(at).codec == Codec::Zeros
+    }
+
+    /// The bytes of a chunk of zeros. They go to the cache as well, so that a range that holds them is read from there. Blocks on the disk.
+    fn zeros(&self, at: usize) -> Bytes {
+        let zeros = Bytes::from(vec![0; self.chunk(at).plain_len as usize]);
+        if let Some(cache) = self.cache.as_ref().filter(|cache| !cache.is_trusted(at)) {
+            cache.store_chunk(at, &zeros);
+        }
+        zeros
     }
 
     /// Whether this host may have the chunk, even if nobody has verified it yet. Does not block.

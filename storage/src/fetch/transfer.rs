@@ -42,23 +42,26 @@ struct Body {
     arrived: BytesMut,
     /// Stored offset of the first byte of `arrived`.
     stored_off: u64,
-    /// The byte before, which the next chunk may share with the one that was cut last.
-    last: Option<u8>,
+    /// What was cut last, all of which, or whose last byte, the next chunk may share.
+    last: (Range<u64>, Bytes),
 }
 
 impl Body {
-    /// Takes the bytes of a range off, all of which have arrived. It begins at or behind the end of the one before, or at its last byte.
+    /// Takes the bytes of a range off, all of which have arrived. It begins at or behind the end of the one before, or at its last byte; or it
+    /// is the one before.
     fn cut(&mut self, stored: Range<u64>) -> Bytes {
-        let shared = match self.last {
-            Some(last) if stored.start < self.stored_off => Some(last),
+        if stored == self.last.0 {
+            return self.last.1.clone();
+        }
+        let shared = match self.last.1.last() {
+            Some(last) if stored.start < self.stored_off => Some(*last),
             _ => None,
         };
         let start = stored.start.max(self.stored_off);
         self.arrived.advance((start - self.stored_off) as usize);
         let bytes = self.arrived.split_to((stored.end - start) as usize);
         self.stored_off = stored.end;
-        self.last = bytes.last().copied().or(self.last);
-        match shared {
+        let bytes = match shared {
             None => bytes.freeze(),
             Some(shared) => {
                 let mut whole = BytesMut::with_capacity(bytes.len() + 1);
@@ -66,7 +69,9 @@ impl Body {
                 whole.extend_from_slice(&bytes);
                 whole.freeze()
             }
-        }
+        };
+        self.last = (stored, bytes.clone());
+        bytes
     }
 }
 
@@ -106,7 +111,7 @@ impl Transfer {
             pieces,
             arrived: BytesMut::new(),
             stored_off: self.batch.stored.start,
-            last: None,
+            last: (0..0, Bytes::new()),
         };
         self.take_in(&mut body, &first);
         for (position, at) in self.batch.chunks.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! Layers of an image that come without an index.
 //!
-//! A layer that this host has streamed is taken from here. Otherwise its index may be attached to the image ([`crate::attached`]), which makes it as lazy as
+//! A layer that this host has streamed is taken from here. Otherwise the manifest may pin the table of contents of another lazy format
+//! ([`crate::foreign`]), which costs no look-up; or its index may be attached to the image ([`crate::attached`]), which makes it as lazy as
 //! one with an index inside. Whether the rest is refused or streamed now depends on who loads the image.
 
 use std::sync::Arc;
@@ -10,6 +11,7 @@ use sluice_format::{DiffId, Limits};
 use super::ResolvedImage;
 use crate::attached::{self, Wanted};
 use crate::cache::Cache;
+use crate::foreign;
 use crate::stream::{self, StreamProgress, Unindexed};
 use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, Repository};
 
@@ -84,7 +86,7 @@ fn without_index(found: &[Found], diff_ids: &[DiffId]) -> Vec<Unindexed> {
     found.iter().zip(diff_ids).filter_map(unindexed).collect()
 }
 
-/// Gives layers that are not here as a whole the index that is attached to the image, if there is one.
+/// Gives layers that are not here as a whole the index that their table of contents makes, or the one that is attached to the image.
 async fn attach(
     found: Vec<Found>,
     diff_ids: &[DiffId],
@@ -110,10 +112,13 @@ async fn attach(
             diff_id: layer.diff_id,
         })
         .collect();
+    let mut made = foreign::find(&wanted, &resolved.shown, limits, cache).await;
+    let mut rest = wanted;
+    rest.retain(|layer| !made.contains_key(&layer.descriptor.digest));
     let subject = &resolved.manifest.digest;
-    let attached = attached::find(repository, subject, &wanted, limits, cache).await;
+    made.extend(attached::find(repository, subject, &rest, limits, cache).await);
     let attach = |found| match found {
-        Found::NoIndex(descriptor, blob) => match attached.get(&descriptor.digest) {
+        Found::NoIndex(descriptor, blob) => match made.get(&descriptor.digest) {
             Some((layer, stored_len)) => Found::Indexed(layer.clone(), *stored_len),
             None => Found::NoIndex(descriptor, blob),
         },

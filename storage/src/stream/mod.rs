@@ -95,6 +95,7 @@ impl Unindexed {
         Ok(LazyLayer {
             descriptor: self.descriptor.clone(),
             diff_id: self.diff_id,
+            listed: self.diff_id,
             plain_len: index.plain_len(),
             index,
             index_digest: made.digest,

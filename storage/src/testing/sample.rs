@@ -82,6 +82,7 @@ impl SampleLayer {
                 annotations: Default::default(),
             },
             diff_id,
+            listed: diff_id,
             plain_len: plain.len() as u64,
             index_digest: Digest::of(&index.encode().expect("an index")),
             index: Arc::new(index),
