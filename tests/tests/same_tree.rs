@@ -1,6 +1,8 @@
 //! Promise: a mounted image has the tree that containerd's overlayfs unpack of the unconverted image has, in both front
 //! ends, whatever odd things its layers do, and whether it was converted, or has indexes attached or is streamed as it is.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use sluice_tests::containerd::Containerd;
 use sluice_tests::document::Layout;
@@ -250,6 +252,15 @@ fn assert_same_tree_in_foreign_format(writer: Writer) -> Result<()> {
 fn assert_same_tree_written_by(writer: Writer, image: &Image, scratch: &Scratch) -> Result<()> {
     let layout = writer.write(image, &scratch.join("foreign"))?;
     let reference = format!("oci:{}:{}", layout.directory.display(), foreign::TAG);
+    let mounted = Mounting::new(&reference, "fuse").mount()?;
+    let used = std::fs::read_dir(mounted.cache.join("tocs"))?.count();
+    mounted.unmount()?;
+    let layers: BTreeSet<String> = layout.image(foreign::TAG)?.layer_digests()?.into_iter().collect();
+    anyhow::ensure!(
+        used == layers.len(),
+        "{writer:?}: {used} of {} layers are read as they are",
+        layers.len()
+    );
     assert_same_tree(&layout, foreign::TAG, &reference, &by_containerd())
 }
 
