@@ -3,6 +3,7 @@
 mod cache;
 mod containerd;
 mod doctor;
+pub(crate) mod export;
 pub(crate) mod index;
 mod install;
 pub(crate) mod profile;
@@ -18,7 +19,7 @@ use sluice_storage::OnFailure;
 use sluice_storage::transport::ImageName;
 
 pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
-pub(crate) use self::containerd::{PullArgs, SnapshotterArgs};
+pub(crate) use self::containerd::{ContainerdArgs, PullArgs, SnapshotterArgs};
 pub(crate) use self::doctor::DoctorArgs;
 pub(crate) use self::install::InstallArgs;
 
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Attach layer indexes to an image as it is, so that it can be started lazily without being rewritten.
     Index(index::IndexArgs),
+    /// Give the image back as it is, every blob with its digest: what a lazily pulled image lacks comes from its registry, or from the cache.
+    Export(export::ExportArgs),
     /// Make an image from a directory tree.
     Pack(PackArgs),
     /// Read a whole image and verify every digest, alone or against its original.

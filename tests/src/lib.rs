@@ -2,7 +2,7 @@
 //!
 //! [`images`] writes OCI layouts with full control over every tar header; [`debian`] has real images made from Debian
 //! packages; [`registry`] serves them, counts what is asked for and injects faults; [`containerd`] is a private
-//! containerd to compare with, and [`cri`] speaks to it as kubelet does; [`mounted`] runs `sluice mount`; [`installed`] is a host after `sluice install`;
+//! containerd to compare with, and [`cri`] speaks to it as kubelet does; [`host`] is one with `sluice snapshotter`; [`mounted`] runs `sluice mount`; [`installed`] is a host after `sluice install`;
 //! [`snapshots`] runs the snapshots service and speaks to it as containerd does; [`workload`] is what containers do while they must notice
 //! nothing; [`tree_compare`] says how two mounted trees differ.
 //! What a test needs from the machine is asked for through [`prerequisites`], which fails loudly and names the package.
@@ -12,6 +12,7 @@ pub mod cri;
 pub mod debian;
 pub mod document;
 pub mod erofs_tools;
+pub mod host;
 pub mod images;
 pub mod installed;
 pub mod mounted;

@@ -52,9 +52,25 @@ pub(crate) struct SnapshotterArgs {
 pub(crate) struct PullArgs {
     /// Image as containerd names it: HOST/NAME:TAG.
     pub(crate) image: Reference,
+    #[command(flatten)]
+    pub(crate) containerd: ContainerdArgs,
+    /// Name of the snapshotter in containerd's configuration.
+    #[arg(long, value_name = "NAME", default_value = "sluice")]
+    pub(crate) snapshotter: String,
+    /// Platform of a multi-platform image. Default: this machine's.
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Which containerd, and which of its namespaces.
+#[derive(Debug, Args)]
+pub(crate) struct ContainerdArgs {
     /// containerd's socket.
     #[arg(
         long,
+        alias = "address",
         value_name = "FILE",
         env = "CONTAINERD_ADDRESS",
         default_value = "/run/containerd/containerd.sock"
@@ -69,12 +85,4 @@ pub(crate) struct PullArgs {
         default_value = "default"
     )]
     pub(crate) namespace: String,
-    /// Name of the snapshotter in containerd's configuration.
-    #[arg(long, value_name = "NAME", default_value = "sluice")]
-    pub(crate) snapshotter: String,
-    /// Platform of a multi-platform image. Default: this machine's.
-    #[arg(long, value_name = "OS/ARCH")]
-    pub(crate) platform: Option<String>,
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
 }

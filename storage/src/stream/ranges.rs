@@ -14,7 +14,7 @@ const RANGE_LEN: u64 = 4 << 20;
 const RANGES_AT_ONCE: usize = 4;
 
 /// The bytes of a blob. A transfer that breaks is resumed by the blob itself, at the byte where it broke.
-pub(super) fn in_order(blob: &Arc<dyn Blob>) -> ByteStream {
+pub(crate) fn in_order(blob: &Arc<dyn Blob>) -> ByteStream {
     let stored_len = blob.stored_len();
     let blob = blob.clone();
     let starts = (0..stored_len.div_ceil(RANGE_LEN)).map(|at| at * RANGE_LEN);
