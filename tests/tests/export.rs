@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use sluice_tests::containerd::{Containerd, Release};
 use sluice_tests::document::{Layout, array, text};
-use sluice_tests::host::{Host, shell};
+use sluice_tests::host::{Host, NAME, shell};
 use sluice_tests::images::{Compression, Entry, Image, ImageBuilder, Layer, LayoutWriter};
 use sluice_tests::mounted::Mounting;
 use sluice_tests::registry::{Class, Countdown, CountingRegistry, DistributionRegistry, Fault, FaultSet};
@@ -367,6 +367,45 @@ fn privileged_without_the_registry_the_cache_gives_plain_layers() -> Result<()> 
     // The same files by every measure.
     let source = format!("oci:{}:i", scratch.join("source").display());
     sluice::run(["check", &target("out"), "--against", &source])?;
+    Ok(())
+}
+
+#[test]
+fn privileged_without_the_registry_containerd_gets_plain_layers() -> Result<()> {
+    let scratch = Scratch::new("export-plain-containerd")?;
+    let layout = converted(&scratch)?;
+    let mut registry = CountingRegistry::serve(&layout)?;
+    let reference = registry.reference("c");
+    let host = Host::start(Release::One, &[])?;
+    let name = format!("{}/test:c", registry.address());
+    host.sluice(&["pull", &name])?;
+    // Both processes use one cache.
+    fill(&reference, &host.cache())?;
+    registry.vanish();
+    let cache = host.cache();
+    let report = host.sluice(&[
+        "export",
+        &reference,
+        "containerd",
+        "--plain",
+        "--cache",
+        path(&cache)?,
+    ])?;
+    ensure!(count(&report, "cache")? == 4, "{report}");
+    let archive = scratch.join("image.tar");
+    host.ctr(&["images", "export", path(&archive)?, &name])?;
+    let elsewhere = Containerd::start()?;
+    process::run(&mut elsewhere.ctr(["images", "import", path(&archive)?]))?;
+    let id = format!("sluice-{}-plain", std::process::id());
+    let script = "read a </small-1 && echo $a";
+    let printed = elsewhere.run(&name, &id, &["/bin/sh", "-c", script])?;
+    ensure!(printed == "1\n", "{printed}");
+    // The containers of this host go on with the same layers.
+    let id = format!("sluice-{}-served", std::process::id());
+    let printed = host
+        .containerd
+        .run_on(NAME, &name, &id, &["/bin/sh", "-c", script])?;
+    ensure!(printed == "1\n", "{printed}");
     Ok(())
 }
 

@@ -204,6 +204,16 @@ struct ContentBlob {
     upstream: Arc<str>,
 }
 
+impl ContentBlob {
+    fn check(&self, stored: &Range<u64>) -> Result<(), Error> {
+        if stored.start <= stored.end && stored.end <= self.stored_len {
+            return Ok(());
+        }
+        let message = format!("blob {} has no range {stored:?}", self.digest);
+        Err(Error::new(ErrorKind::InvalidInput, message))
+    }
+}
+
 impl Blob for ContentBlob {
     fn digest(&self) -> BlobDigest {
         self.digest
@@ -215,10 +225,7 @@ impl Blob for ContentBlob {
 
     fn read_range(&self, stored: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>> {
         async move {
-            if stored.start > stored.end || stored.end > self.stored_len {
-                let message = format!("blob {} has no range {stored:?}", self.digest);
-                return Err(Error::new(ErrorKind::InvalidInput, message));
-            }
+            self.check(&stored)?;
             read(&self.client, self.digest, stored).await
         }
         .boxed()
@@ -226,8 +233,8 @@ impl Blob for ContentBlob {
 
     fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
         async move {
-            let bytes = self.read_range(stored).await?;
-            Ok(stream::once(async move { Ok(bytes) }).boxed())
+            self.check(&stored)?;
+            pieces(&self.client, self.digest, stored).await
         }
         .boxed()
     }
@@ -237,11 +244,22 @@ impl Blob for ContentBlob {
     }
 }
 
+/// All bytes of a range that fits into memory.
 async fn read(client: &Client, digest: BlobDigest, stored: Range<u64>) -> Result<Bytes, Error> {
-    let what = || format!("reading blob {digest} in containerd");
+    let mut pieces = pieces(client, digest, stored).await?;
+    let mut bytes = BytesMut::new();
+    while let Some(piece) = pieces.try_next().await? {
+        bytes.extend_from_slice(&piece);
+    }
+    Ok(bytes.freeze())
+}
+
+/// The bytes of a range as containerd sends them; neither more nor fewer.
+async fn pieces(client: &Client, digest: BlobDigest, stored: Range<u64>) -> Result<ByteStream, Error> {
+    let what = move || format!("reading blob {digest} in containerd");
     let len = stored.end - stored.start;
     if len == 0 {
-        return Ok(Bytes::new());
+        return Ok(stream::empty().boxed());
     }
     let integer = |value: u64| {
         i64::try_from(value).map_err(|error| Error::new(ErrorKind::InvalidInput, what()).with_source(error))
@@ -252,20 +270,20 @@ async fn read(client: &Client, digest: BlobDigest, stored: Range<u64>) -> Result
         size: integer(len)?,
     });
     let answers = client.content().read(request).await;
-    let mut answers = answers.map_err(|status| refused(what(), &status))?.into_inner();
-    let mut bytes = BytesMut::new();
-    while let Some(answer) = answers
-        .try_next()
-        .await
-        .map_err(|status| refused(what(), &status))?
-    {
-        bytes.extend_from_slice(&answer.data);
-    }
-    if bytes.len() as u64 != len {
-        let message = format!("{}: {} of {len} bytes came", what(), bytes.len());
-        return Err(Error::new(ErrorKind::Corrupt, message));
-    }
-    Ok(bytes.freeze())
+    let answers = answers.map_err(|status| refused(what(), &status))?.into_inner();
+    let other_len = move || Error::new(ErrorKind::Corrupt, format!("{}: not {len} bytes came", what()));
+    let pieces = stream::try_unfold((answers, len), move |(mut answers, left)| async move {
+        let answer = answers.try_next().await;
+        match answer.map_err(|status| refused(what(), &status))? {
+            Some(answer) => {
+                let left = left.checked_sub(answer.data.len() as u64).ok_or_else(other_len)?;
+                Ok(Some((Bytes::from(answer.data), (answers, left))))
+            }
+            None if left == 0 => Ok(None),
+            None => Err(other_len()),
+        }
+    });
+    Ok(pieces.boxed())
 }
 
 /// What containerd's answer means for `what`.
