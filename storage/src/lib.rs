@@ -43,6 +43,7 @@ pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::{Fetcher, Lane};
 pub use fill::fill;
+pub use image::choice::{LayerMode, Link};
 pub use image::{
     LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_lazy_image_cached, load_resolved_image,
     load_resolved_image_cached, load_resolved_image_streaming, resolve_image, resolve_image_cached,

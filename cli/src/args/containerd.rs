@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::Args;
-use sluice_storage::{OnFailure, Reference};
+use sluice_storage::{LayerMode, OnFailure, Reference};
 
 use super::{CommonArgs, FrontArg};
 
@@ -31,6 +31,10 @@ pub(crate) struct SnapshotterArgs {
     /// Seconds that a read tries before it fails.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) read_deadline: u64,
+    /// Which layers come whole, in the background, once a container starts: "auto" for short ones, those that are read from end to end, and images that starts read
+    /// nearly all of; "lazy" for none, "whole" for all at once. The label containerd.io/snapshot/sluice.layers on a snapshot goes before it.
+    #[arg(long, value_name = "auto|lazy|whole", default_value_t)]
+    pub(crate) layers: LayerMode,
     /// Neither fetch what earlier starts of an image demanded nor record starts.
     #[arg(long)]
     pub(crate) no_profile: bool,

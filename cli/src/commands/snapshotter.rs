@@ -127,6 +127,7 @@ async fn open_engine(
         },
         front: args.front.into(),
         uses_profiles: !args.no_profile,
+        layer_mode: args.layers,
         root: args.root.clone(),
     };
     Engine::open(options, store).await
