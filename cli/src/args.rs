@@ -3,6 +3,7 @@
 mod cache;
 mod containerd;
 mod doctor;
+pub(crate) mod export;
 pub(crate) mod index;
 mod install;
 pub(crate) mod profile;
@@ -14,11 +15,11 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{ArgAction, Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use sluice_converter::PackFormat;
-use sluice_storage::OnFailure;
 use sluice_storage::transport::ImageName;
+use sluice_storage::{LayerMode, OnFailure};
 
 pub(crate) use self::cache::{CacheArgs, CacheCommand, PruneArgs};
-pub(crate) use self::containerd::{PullArgs, SnapshotterArgs};
+pub(crate) use self::containerd::{ContainerdArgs, PullArgs, SnapshotterArgs};
 pub(crate) use self::doctor::DoctorArgs;
 pub(crate) use self::install::InstallArgs;
 
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Attach layer indexes to an image as it is, so that it can be started lazily without being rewritten.
     Index(index::IndexArgs),
+    /// Give the image back as it is, every blob with its digest: what a lazily pulled image lacks comes from its registry, or from the cache.
+    Export(export::ExportArgs),
     /// Make an image from a directory tree.
     Pack(PackArgs),
     /// Read a whole image and verify every digest, alone or against its original.
@@ -247,7 +250,7 @@ pub(crate) enum FrontArg {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct MountArgs {
-    /// Converted image: docker://, oci: or oci+https://.
+    /// Image: docker://, oci:, oci+https://, oci-archive: or docker-archive:.
     pub(crate) source: ImageName,
     /// Directory to mount it on.
     pub(crate) dir: PathBuf,
@@ -272,7 +275,16 @@ pub(crate) struct MountArgs {
     /// Seconds that a read tries before it fails.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) read_deadline: u64,
-    /// Fetch the whole image in the background.
+    /// Which layers come whole, in the background: "auto" for short ones, those that are read from end to end, and images that starts read nearly all of; "lazy" for
+    /// none, "whole" for all at once.
+    #[arg(
+        long,
+        value_name = "auto|lazy|whole",
+        default_value_t,
+        conflicts_with = "fill"
+    )]
+    pub(crate) layers: LayerMode,
+    /// Fetch the whole image in the background, one layer after the other.
     #[arg(long)]
     pub(crate) fill: bool,
     /// Stored bytes per second that --fill may take, such as 10MB. Default: whatever is left.

@@ -11,10 +11,11 @@ use anyhow::Context as _;
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_format::merge::merge;
 use sluice_format::{ChainId, DiffId, Limits, Profile};
+use sluice_storage::image::choice;
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, RecordingOptions};
 use sluice_storage::{
-    Cache, Fetcher, Lane, LazyImage, LazyLayer, ManifestName, PlainLayer, PlainLayerOptions, Platform,
-    ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage, StreamProgress, Timeline,
+    Cache, Fetcher, Lane, LayerMode, LazyImage, LazyLayer, ManifestName, PlainLayer, PlainLayerOptions,
+    Platform, ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage, StreamProgress, Timeline,
     load_resolved_image_streaming, resolve_image_cached,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
@@ -39,6 +40,8 @@ pub(crate) struct Opener {
     pub(crate) timeline: Option<Arc<Timeline>>,
     /// Whether starts are recorded and replayed.
     pub(crate) uses_profiles: bool,
+    /// Which layers come whole.
+    pub(crate) layers: LayerMode,
     /// Told of layers that have no index and are streamed.
     pub(crate) progress: Arc<dyn StreamProgress>,
 }
@@ -51,6 +54,8 @@ pub(crate) struct OpenImage {
     pub(crate) layers: Vec<Arc<PlainLayer>>,
     /// Chunks that the profile asked for.
     pub(crate) planned_chunks: usize,
+    /// Layers to be brought whole at once.
+    pub(crate) whole: Vec<Arc<PlainLayer>>,
     recording: Option<JoinHandle<()>>,
     recorder: Option<Arc<Recorder>>,
 }
@@ -84,6 +89,14 @@ impl Opener {
             .then(|| recorder(&image, self.observed(&image)));
         let layers = self.plain_layers(&image, recorder.as_ref(), known.is_some());
         let planned_chunks = known.as_ref().map_or(0, |known| replay(known, &image, &layers));
+        let shown = format!("{} ({name})", repository.location());
+        let whole = choose_layers(
+            self.layers,
+            (&image, &shown),
+            &layers,
+            known.as_ref(),
+            &self.fetcher,
+        );
         let tree_file = write_tree(&image.layers, &self.cache)?;
         self.done("tree written");
         let recording = recorder
@@ -94,6 +107,7 @@ impl Opener {
             tree_file,
             layers,
             planned_chunks,
+            whole,
             recording,
             recorder,
         })
@@ -180,6 +194,21 @@ impl OpenImage {
             let _ = recording.await;
         }
     }
+}
+
+/// Decides how the layers of an image come, says so in the log, and gives those that are to be brought at once.
+pub(crate) fn choose_layers(
+    mode: LayerMode,
+    (image, shown): (&LazyImage, &str),
+    layers: &[Arc<PlainLayer>],
+    known: Option<&Profile>,
+    fetcher: &Fetcher,
+) -> Vec<Arc<PlainLayer>> {
+    let link = layers.first().map(|layer| fetcher.link(layer.upstream()));
+    let facts = choice::facts(&image.layers, layers, known);
+    let choice = choice::choose(mode, &facts, link.unwrap_or_default());
+    choice.explain(shown);
+    choice.apply(layers)
 }
 
 /// A recorder for a start of `image`. `observed` tells of each layer whether its reads come by.

@@ -7,12 +7,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail};
 use nix::unistd::{Uid, geteuid};
+use sluice_converter::Source;
 use sluice_format::Limits;
 use sluice_format::date::rfc3339;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
 use sluice_storage::{
-    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, RemoteLayout, Repository,
-    WritableRepository, load_lazy_image_cached,
+    Cache, ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository,
+    load_lazy_image_cached,
 };
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -138,13 +139,8 @@ pub(crate) async fn repository(
     name: &ImageName,
     registries: &Arc<RegistryClient>,
 ) -> anyhow::Result<(Arc<dyn Repository>, ManifestName)> {
-    if let ImageName::RemoteLayout { place, name } = name {
-        let layout = RemoteLayout::open(place, registries)?;
-        let manifest = layout.manifest_name(name.as_ref()).await?;
-        return Ok((Arc::new(layout), manifest));
-    }
-    let (repository, manifest) = writable_repository(name, registries)?;
-    Ok((repository, manifest))
+    let source = Source::open(name, registries).await?;
+    Ok((source.shared_repository().clone(), source.name().clone()))
 }
 
 /// Where an image is, for writing beside it, and its name there.
@@ -163,7 +159,9 @@ pub(crate) fn writable_repository(
             bail!("{name} can only be read; name an image in docker:// or oci:")
         }
         ImageName::OciArchive { .. } | ImageName::DockerArchive { .. } => {
-            bail!("{name} is an archive, which is not read by ranges; convert it to docker:// or oci: first")
+            bail!(
+                "{name} is an archive, to which nothing can be added; give the image to docker:// or oci: first (sluice export)"
+            )
         }
     }
 }

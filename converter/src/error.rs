@@ -35,6 +35,28 @@ pub enum Error {
         /// The digest they have.
         found: Digest,
     },
+    /// A blob that cannot be read through.
+    #[error("blob {blob} cannot be read from {place}")]
+    Unreadable {
+        /// The blob.
+        blob: BlobDigest,
+        /// Who should have it.
+        place: String,
+        /// What hinders it.
+        source: sluice_storage::Error,
+    },
+    /// A layer whose stored bytes nobody can be asked for.
+    #[error(
+        "the original bytes of layer {digest} cannot be had from {place}; when the cache has all plain bytes of the image, --plain exports those"
+    )]
+    NoOriginal {
+        /// The layer.
+        digest: BlobDigest,
+        /// Who should have it.
+        place: String,
+        /// What hinders it.
+        source: sluice_storage::Error,
+    },
     /// Compressed or archived bytes that cannot be decoded.
     #[error("{what} cannot be decoded")]
     Undecodable {
@@ -101,6 +123,7 @@ impl Error {
                 _ => ErrorKind::Io,
             },
             Self::Storage(error) => error.kind(),
+            Self::Unreadable { source, .. } | Self::NoOriginal { source, .. } => source.kind(),
             Self::Format(_) => ErrorKind::Corrupt,
         }
     }

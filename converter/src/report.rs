@@ -104,6 +104,74 @@ pub struct ImageReport {
     pub layers: Vec<LayerReport>,
 }
 
+/// Where the bytes of an exported blob came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Origin {
+    /// From where the image is.
+    Source,
+    /// From the cache.
+    Cache,
+    /// The target had it, or its registry took it from another repository.
+    Present,
+}
+
+/// One blob of an exported image.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportedBlob {
+    /// Its digest.
+    #[serde(serialize_with = "as_text")]
+    pub digest: BlobDigest,
+    /// Its length in bytes.
+    pub stored_len: u64,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+impl ExportedBlob {
+    pub(crate) fn new(digest: BlobDigest, stored_len: u64, origin: Origin) -> Self {
+        Self {
+            digest,
+            stored_len,
+            origin,
+        }
+    }
+}
+
+/// One exported image.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportedImage {
+    /// `os/architecture[/variant]`, where the config says so.
+    pub platform: Option<String>,
+    /// Digest of its manifest at the source.
+    #[serde(serialize_with = "as_text")]
+    pub source_digest: Digest,
+    /// Digest of the config, the same at the target.
+    #[serde(serialize_with = "as_text")]
+    pub image_id: Digest,
+}
+
+/// What an export did.
+#[derive(Clone, Debug, Serialize)]
+pub struct ExportReport {
+    /// The source as it was named.
+    pub source: String,
+    /// The target as it was named.
+    pub target: String,
+    /// Digest of what the source name led to: a manifest or an image index.
+    #[serde(serialize_with = "as_text")]
+    pub source_digest: Digest,
+    /// Digest of what the target name leads to: the same one, unless layers are exported plain.
+    #[serde(serialize_with = "as_text")]
+    pub digest: Digest,
+    /// The images, in the order of the image index.
+    pub images: Vec<ExportedImage>,
+    /// Layers and configs.
+    pub blobs: Vec<ExportedBlob>,
+    /// Duration in seconds.
+    pub seconds: f64,
+}
+
 /// Sums over the distinct layers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Totals {

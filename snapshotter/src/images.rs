@@ -164,6 +164,8 @@ pub struct ContainerStart {
     pub namespace: Option<String>,
     /// Labels of the snapshot.
     pub labels: Labels,
+    /// Which layers come whole: what the snapshot's labels say, else those of its topmost layer that says anything.
+    pub layer_mode: Option<String>,
 }
 
 /// No engine: every layer is unpacked by the client.

@@ -51,6 +51,9 @@ pub const URLS: &str = "containerd.io/snapshot/remote/urls";
 /// Digest of a SOCI index of the image.
 pub const SOCI_INDEX_DIGEST: &str = "containerd.io/snapshot/remote/soci.index.digest";
 
+/// Which layers come whole: `auto`, `lazy` or `whole`. On the snapshot of a container, or as an annotation of a layer.
+pub const LAYER_MODE: &str = "containerd.io/snapshot/sluice.layers";
+
 /// What the labels of one snapshot say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Labels {
@@ -78,6 +81,8 @@ pub struct Labels {
     pub urls: Vec<String>,
     /// A SOCI index of the image.
     pub soci_index: Option<Digest>,
+    /// Which layers come whole, in the words of the engine.
+    pub layer_mode: Option<String>,
 }
 
 impl Labels {
@@ -107,6 +112,7 @@ impl Labels {
             prefetch_len: first(labels, &[STARGZ_PREFETCH]),
             urls: text(URLS).map_or_else(Vec::new, |urls| urls.split(',').map(str::to_owned).collect()),
             soci_index: first(labels, &[SOCI_INDEX_DIGEST]),
+            layer_mode: text(LAYER_MODE).map(str::to_owned),
         })
     }
 

@@ -11,6 +11,7 @@
 //! A footer's index is as trustworthy as the connection: its digest comes from the same blob. The annotation's is pinned by
 //! the manifest.
 
+pub mod choice;
 mod unindexed;
 
 use std::ops::Range;

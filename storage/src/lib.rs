@@ -38,17 +38,19 @@ pub mod testing;
 pub mod timeline;
 pub mod transport;
 
-pub use blob::{Blob, ByteStream, stream_whole};
+pub use blob::{Blob, ByteStream, stream_in_ranges, stream_whole};
 pub use cache::{Cache, CacheOptions, CachedLayer, CompleteFile};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
 pub use fetch::{Fetcher, Lane};
 pub use fill::fill;
+pub use image::choice::{LayerMode, Link};
 pub use image::{
     LazyImage, LazyLayer, ResolvedImage, load_lazy_image, load_lazy_image_cached, load_resolved_image,
     load_resolved_image_cached, load_resolved_image_streaming, resolve_image, resolve_image_cached,
 };
 pub use layout::{Layout, RemoteLayout, RemotePlace};
+pub use offline::remembering;
 pub use plain_layer::{PlainLayer, PlainLayerOptions, ReadObserver};
 pub use platform::Platform;
 pub use profile::{ProfileStore, Recorder};

@@ -16,6 +16,12 @@ use crate::{
     Blob, Descriptor, Error, LazyImage, Manifest, ManifestName, Platform, Referrer, Repository, blocking,
 };
 
+/// `repository` with its documents kept in `cache`: manifests and configs that are there are not asked for again, and a tag that the
+/// repository cannot be asked about means what it meant the last time.
+pub fn remembering(repository: &Arc<dyn Repository>, cache: &Arc<Cache>) -> Arc<dyn Repository> {
+    Arc::new(Remembering::new(repository, cache))
+}
+
 /// A repository whose documents are kept in a cache.
 #[derive(Debug)]
 pub(crate) struct Remembering {

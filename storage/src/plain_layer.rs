@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::fetch::readahead::Foresight;
-use crate::fetch::{Claim, Lane, Source, loader};
+use crate::fetch::{Claim, Lane, Source, WholeWhen, loader};
 use crate::read_policy::{Patience, ReadPolicy};
 use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
 
@@ -200,6 +200,16 @@ impl PlainLayer {
         }
     }
 
+    /// Says when all of the layer is wanted.
+    pub(crate) fn come_whole(&self, when: WholeWhen) {
+        self.foresight.come_whole(when);
+    }
+
+    /// Who carries the load of reading it.
+    pub fn upstream(&self) -> &str {
+        self.source.upstream.name()
+    }
+
     /// The next missing chunks, up to `most_len` stored bytes but at least one.
     pub(crate) fn next_missing(&self, most_len: u64) -> MissingChunks {
         let mut batch = MissingChunks::default();
@@ -221,18 +231,33 @@ impl PlainLayer {
     /// # Errors
     /// As [`Self::read`], whatever the layer's policy.
     pub(crate) async fn fetch(&self, chunks: &[usize], lane: Lane) -> Result<(), Error> {
-        let (source, wanted) = (self.source.clone(), chunks.to_vec());
-        let missing = blocking::run("copy chunks of other layers", move || {
-            let missing = wanted.into_iter().filter(|chunk| source.kept(*chunk).is_none());
-            Ok(missing.collect::<Vec<_>>())
-        })
-        .await?;
+        let missing = self.copy_kept(chunks).await?;
         for claim in self.source.upstream.claim(&self.source, &missing, lane) {
             if let Claim::Fetched(ticket) = claim {
                 ticket.outcome().await?;
             }
         }
         Ok(())
+    }
+
+    /// Has chunks fetched in a lane without waiting for them; those that another layer on this host has are copied.
+    ///
+    /// # Errors
+    /// When the work on the disk ended early.
+    pub(crate) async fn want(&self, chunks: &[usize], lane: Lane) -> Result<(), Error> {
+        let missing = self.copy_kept(chunks).await?;
+        self.want_ahead(missing.into_iter().map(|chunk| (chunk, lane)).collect());
+        Ok(())
+    }
+
+    /// Those of `chunks` that no layer on this host has; the others are copied.
+    async fn copy_kept(&self, chunks: &[usize]) -> Result<Vec<usize>, Error> {
+        let (source, wanted) = (self.source.clone(), chunks.to_vec());
+        blocking::run("copy chunks of other layers", move || {
+            let missing = wanted.into_iter().filter(|chunk| source.kept(*chunk).is_none());
+            Ok(missing.collect())
+        })
+        .await
     }
 
     /// Verifies a complete layer against its DiffID. A layer that is not complete is left as it is.

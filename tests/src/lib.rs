@@ -2,7 +2,7 @@
 //!
 //! [`images`] writes OCI layouts with full control over every tar header; [`debian`] has real images made from Debian
 //! packages; [`foreign`] has other tools make theirs of them; [`registry`] serves them, counts what is asked for and injects faults; [`containerd`] is a private
-//! containerd to compare with, and [`cri`] speaks to it as kubelet does; [`mounted`] runs `sluice mount`; [`installed`] is a host after `sluice install`, [`crowd`] one with many
+//! containerd to compare with, and [`cri`] speaks to it as kubelet does; [`host`] is one with `sluice snapshotter`; [`mounted`] runs `sluice mount`; [`installed`] is a host after `sluice install`, [`crowd`] one with many
 //! images, [`machine`] one that was just installed;
 //! [`snapshots`] runs the snapshots service and speaks to it as containerd does; [`workload`] is what containers do while they must notice
 //! nothing; [`tree_compare`] says how two mounted trees differ.
@@ -15,6 +15,7 @@ pub mod debian;
 pub mod document;
 pub mod erofs_tools;
 pub mod foreign;
+pub mod host;
 pub mod images;
 pub mod installed;
 pub mod machine;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytesize::ByteSize;
 use clap::Args;
-use sluice_storage::{OnFailure, Reference};
+use sluice_storage::{LayerMode, OnFailure, Reference};
 
 use super::{CommonArgs, FrontArg};
 
@@ -37,6 +37,10 @@ pub(crate) struct SnapshotterArgs {
     /// Stored bytes per second and image that --fill may take, such as 10MB. Default: whatever is left.
     #[arg(long, value_name = "BYTES", requires = "fill")]
     pub(crate) fill_rate: Option<ByteSize>,
+    /// Which layers come whole, in the background, once a container starts: "auto" for short ones, those that are read from end to end, and images that starts read
+    /// nearly all of; "lazy" for none, "whole" for all at once. The label containerd.io/snapshot/sluice.layers on a snapshot goes before it.
+    #[arg(long, value_name = "auto|lazy|whole", default_value_t)]
+    pub(crate) layers: LayerMode,
     /// Neither fetch what earlier starts of an image demanded nor record starts.
     #[arg(long)]
     pub(crate) no_profile: bool,
@@ -58,9 +62,25 @@ pub(crate) struct SnapshotterArgs {
 pub(crate) struct PullArgs {
     /// Image as containerd names it: HOST/NAME:TAG.
     pub(crate) image: Reference,
+    #[command(flatten)]
+    pub(crate) containerd: ContainerdArgs,
+    /// Name of the snapshotter in containerd's configuration.
+    #[arg(long, value_name = "NAME", default_value = "sluice")]
+    pub(crate) snapshotter: String,
+    /// Platform of a multi-platform image. Default: this machine's.
+    #[arg(long, value_name = "OS/ARCH")]
+    pub(crate) platform: Option<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// Which containerd, and which of its namespaces.
+#[derive(Debug, Args)]
+pub(crate) struct ContainerdArgs {
     /// containerd's socket.
     #[arg(
         long,
+        alias = "address",
         value_name = "FILE",
         env = "CONTAINERD_ADDRESS",
         default_value = "/run/containerd/containerd.sock"
@@ -75,12 +95,4 @@ pub(crate) struct PullArgs {
         default_value = "default"
     )]
     pub(crate) namespace: String,
-    /// Name of the snapshotter in containerd's configuration.
-    #[arg(long, value_name = "NAME", default_value = "sluice")]
-    pub(crate) snapshotter: String,
-    /// Platform of a multi-platform image. Default: this machine's.
-    #[arg(long, value_name = "OS/ARCH")]
-    pub(crate) platform: Option<String>,
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
 }

@@ -5,6 +5,7 @@ mod cat;
 mod check;
 mod convert;
 mod doctor;
+mod export;
 mod index;
 mod inspect;
 mod install;
@@ -30,6 +31,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let done = match args.command {
         Command::Convert(args) => convert::run(&args),
         Command::Index(args) => index::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Pack(args) => pack::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -65,23 +65,27 @@ async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
         timeline.phase("mounted");
     }
     report_ready(args, &open, &mounted, &registries, started)?;
-    let fill = args.fill.then(|| {
-        let (layers, rate) = (open.layers.clone(), args.fill_rate.map(|rate| rate.as_u64()));
-        tokio::spawn(async move { sluice_storage::fill(&layers, rate).await })
-    });
+    let fill = tokio::spawn(fill(args, &open));
     let reason = tokio::select! {
         gone = mounted.wait_unmounted() => gone.map(|()| "unmounted")?,
         () = signals.recv() => "interrupted",
     };
-    if let Some(fill) = fill {
-        fill.abort();
-    }
+    fill.abort();
     open.finish_recording().await;
     spawn_blocking(move || unmount(&mut mounted)).await??;
     if let (Some(file), Some(timeline)) = (&args.stats, &timeline) {
         write_stats(file, &open.image, &counters, timeline)?;
     }
     report_end(args, reason, &counters)
+}
+
+/// Brings the layers that are wanted whole.
+fn fill(args: &MountArgs, open: &OpenImage) -> impl Future<Output = ()> + Send + 'static {
+    let (layers, rate) = match args.fill {
+        true => (open.layers.clone(), args.fill_rate.map(|rate| rate.as_u64())),
+        false => (open.whole.clone(), None),
+    };
+    async move { sluice_storage::fill(&layers, rate).await }
 }
 
 fn opener(
@@ -101,6 +105,7 @@ fn opener(
         policy: read_policy(args),
         timeline,
         uses_profiles: !args.no_profile,
+        layers: args.layers,
         progress: bars.clone(),
     })
 }

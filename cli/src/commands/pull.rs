@@ -23,7 +23,9 @@ async fn pull(args: &PullArgs) -> anyhow::Result<()> {
         platform: wiring::platform(args.platform.as_deref())?,
         snapshotter: args.snapshotter.clone(),
     };
-    let pulled = pull.run(&args.containerd_address, &args.namespace).await?;
+    let pulled = pull
+        .run(&args.containerd.containerd_address, &args.containerd.namespace)
+        .await?;
     let received = registries.traffic().received_bytes;
     if args.common.json {
         return output::json(&json!({

@@ -133,6 +133,7 @@ async fn open_engine(
         fill: args.fill.then(|| Fill {
             rate: args.fill_rate.map(|rate| rate.as_u64()),
         }),
+        layer_mode: args.layers,
         root: args.root.clone(),
     };
     Engine::open(options, store).await

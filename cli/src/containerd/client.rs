@@ -27,7 +27,7 @@ use super::proto::content::v1::{Info, InfoRequest, UpdateRequest, WriteAction, W
 use super::proto::diff::v1::ApplyRequest;
 use super::proto::diff::v1::diff_client::DiffClient;
 use super::proto::images::v1::images_client::ImagesClient;
-use super::proto::images::v1::{CreateImageRequest, Image, UpdateImageRequest};
+use super::proto::images::v1::{CreateImageRequest, GetImageRequest, Image, UpdateImageRequest};
 use super::proto::leases::v1::leases_client::LeasesClient;
 use super::proto::leases::v1::{CreateRequest, DeleteRequest};
 use super::proto::types;
@@ -98,7 +98,13 @@ impl Client {
         self.channel.clone()
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
+    /// The content service.
+    pub(super) fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel.clone())
+    }
+
+    /// A call in the namespace, and under the lease.
+    pub(super) fn request<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let metadata = request.metadata_mut();
         metadata.insert("containerd-namespace", self.namespace.clone());
@@ -112,11 +118,19 @@ impl Client {
     pub(crate) async fn has_blob(&self, digest: &str) -> Result<bool, Status> {
         let digest = digest.to_owned();
         let request = self.request(InfoRequest { digest });
-        match ContentClient::new(self.channel.clone()).info(request).await {
+        match self.content().info(request).await {
             Ok(_) => Ok(true),
             Err(status) if status.code() == Code::NotFound => Ok(false),
             Err(status) => Err(status),
         }
+    }
+
+    /// Length of a blob of the content store.
+    pub(crate) async fn blob_len(&self, digest: &str) -> Result<u64, Status> {
+        let digest = digest.to_owned();
+        let answer = self.content().info(self.request(InfoRequest { digest })).await?;
+        let info = answer.into_inner().info.unwrap_or_default();
+        u64::try_from(info.size).map_err(|_| Status::internal("a blob has a negative length"))
     }
 
     /// Puts a blob into the content store; its labels are set also when it is there already.
@@ -147,7 +161,7 @@ impl Client {
         let sending = send(sender, template, bytes, labels);
         let request = self.request(ReceiverStream::new(receiver));
         let receiving = async {
-            let mut client = ContentClient::new(self.channel.clone());
+            let mut client = self.content();
             let mut answers = client.write(request).await?.into_inner();
             while let Some(answer) = answers.next().await {
                 if answer?.action() == WriteAction::Commit {
@@ -176,8 +190,22 @@ impl Client {
             }),
             update_mask: Some(FieldMask { paths }),
         });
-        ContentClient::new(self.channel.clone()).update(request).await?;
+        self.content().update(request).await?;
         Ok(())
+    }
+
+    /// Digest of what the image `name` means; `None` when there is no such image.
+    pub(crate) async fn image_target(&self, name: &str) -> Result<Option<String>, Status> {
+        let name = name.to_owned();
+        let request = self.request(GetImageRequest { name });
+        match ImagesClient::new(self.channel.clone()).get(request).await {
+            Ok(answer) => {
+                let target = answer.into_inner().image.and_then(|image| image.target);
+                Ok(target.map(|target| target.digest))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status),
+        }
     }
 
     /// Lets `name` mean `target`.

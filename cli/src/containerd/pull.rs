@@ -11,7 +11,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, ensure};
 use bytes::Bytes;
@@ -22,16 +21,11 @@ use sluice_storage::documents::{ImageConfig, ImageIndex, ImageManifest};
 use sluice_storage::{Descriptor, Manifest, ManifestName, Platform, Repository, stream_whole};
 
 use super::client::{Client, Labels};
+use super::content::CONTENT_REFERENCE;
+use super::lease::{nanoseconds, under_lease};
 
-/// Where containerd looks for what a blob refers to.
-const CONTENT_REFERENCE: &str = "containerd.io/gc.ref.content.";
+/// Where containerd looks for the snapshot that a config belongs to.
 const SNAPSHOT_REFERENCE: &str = "containerd.io/gc.ref.snapshot.";
-
-/// When containerd collects a lease that nobody ended.
-const EXPIRE: &str = "containerd.io/gc.expire";
-
-/// A pull that takes longer than this has died, in seconds.
-const LEASE_SECONDS: u64 = 24 * 60 * 60;
 
 /// What to pull, from where and into what.
 #[derive(Debug)]
@@ -76,14 +70,10 @@ impl Pull {
     pub(crate) async fn run(&self, socket: &Path, namespace: &str) -> anyhow::Result<Pulled> {
         let documents = self.documents().await?;
         let client = Client::connect(socket, namespace).await?;
-        let id = format!("sluice-pull-{}-{}", std::process::id(), nanoseconds()?);
-        let expire = Labels::from([(EXPIRE.to_owned(), expiry()?)]);
-        let leased = client.with_lease(&id, expire).await.context("making a lease")?;
-        let pulled = self.pull_under_lease(&leased, &documents).await;
-        if let Err(error) = leased.end_lease().await {
-            tracing::warn!(lease = id, %error, "the lease of the pull stays until it expires");
-        }
-        pulled
+        under_lease(&client, "pull", async |leased| {
+            self.pull_under_lease(leased, &documents).await
+        })
+        .await
     }
 
     async fn documents(&self) -> anyhow::Result<Documents> {
@@ -260,14 +250,4 @@ fn described(manifest: &Manifest) -> Descriptor {
 
 fn whole(bytes: Bytes) -> sluice_storage::ByteStream {
     stream::once(async move { Ok(bytes) }.boxed()).boxed()
-}
-
-fn nanoseconds() -> anyhow::Result<u128> {
-    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos())
-}
-
-/// When the lease ends, in the form of RFC 3339.
-fn expiry() -> anyhow::Result<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    Ok(sluice_format::date::rfc3339(now + LEASE_SECONDS))
 }

@@ -3,7 +3,7 @@
 //! One process has one cache, one fetcher, one client for all registries and, where the kernel can mount image trees with
 //! EROFS, one FUSE session: it serves the flat files of all plain layers that are not complete, and every tree is an EROFS
 //! mount over them ([`layers`], [`trees`]). Elsewhere each tree has a FUSE session of its own. [`images`] keeps the indexes
-//! of the images used last; [`starts`] fetches ahead what earlier starts of a container's image demanded, and learns.
+//! of the images used last; [`starts`] fetches ahead what earlier starts of a container's image demanded, and learns; [`wholes`] brings layers that come whole.
 //!
 //! A layer is served when the whole image has layer indexes, or was streamed to get them, and everything below it is served too; an image tree over
 //! unpacked layers would need whiteouts, which the trees here do not keep.
@@ -19,6 +19,7 @@ mod records;
 mod starts;
 mod takeover;
 mod trees;
+mod wholes;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,7 @@ use sluice_snapshotter::images::{
 };
 use sluice_snapshotter::{Images, Usage};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{Cache, Fetcher, LazyLayer, ReadPolicy};
+use sluice_storage::{Cache, Fetcher, LayerMode, LazyLayer, ReadPolicy};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -42,6 +43,7 @@ use self::lingering::Lingering;
 use self::records::Records;
 use self::starts::Starts;
 use self::trees::{MountedTree, TreeMount};
+use self::wholes::Wholes;
 
 /// What the engine works with.
 #[derive(Clone, Debug)]
@@ -56,6 +58,8 @@ pub(crate) struct EngineOptions {
     pub(crate) uses_profiles: bool,
     /// Whether whole images are fetched while they are mounted.
     pub(crate) fill: Option<Fill>,
+    /// Which layers come whole.
+    pub(crate) layer_mode: LayerMode,
     /// Directory of the service, in which it records what is mounted.
     pub(crate) root: PathBuf,
 }
@@ -78,6 +82,7 @@ pub(crate) struct Engine {
     lingering: Arc<Lingering>,
     starts: Option<Arc<Starts>>,
     fill: Option<Fill>,
+    wholes: Arc<Wholes>,
     layers: Arc<ServedLayers>,
     runtime: Handle,
 }
@@ -111,6 +116,7 @@ impl Engine {
                 .values()
                 .for_each(|tree| tree.fill(fill, &Handle::current()));
         }
+        let wholes = Arc::new(Wholes::new(&options, &images, &layers));
         Ok(Arc::new(Self {
             cache: options.cache,
             images,
@@ -118,6 +124,7 @@ impl Engine {
             lingering,
             starts,
             fill: options.fill,
+            wholes,
             layers,
             runtime: Handle::current(),
         }))
@@ -285,6 +292,7 @@ impl Images for Engine {
         if let Some(starts) = &self.starts {
             self.runtime.spawn(starts.clone().begin(start.layers.clone()));
         }
+        self.runtime.spawn(self.wholes.clone().begin(start.clone()));
     }
 
     fn forget(&self, layer: &RemoteLayer) {

@@ -6,11 +6,10 @@
 use bytes::Bytes;
 use serde_json::Value;
 use sluice_format::artifact::{self, INDEX_ANNOTATION};
-use sluice_format::{DiffId, Limits};
+use sluice_format::{BlobDigest, DiffId, IndexLocation, Limits};
 use sluice_storage::decompress::Compression;
 use sluice_storage::{Descriptor, Manifest};
 
-use super::layers::ConvertedLayer;
 use crate::Error;
 
 /// Annotations that say where something lies in the stored bytes of the source layer, by prefix: eStargz and
@@ -157,9 +156,19 @@ pub(crate) fn platform_text(value: &Value) -> Option<String> {
     Some(text)
 }
 
+/// A layer as a new manifest names it.
+#[derive(Clone, Debug)]
+pub(crate) struct NewLayer {
+    pub(crate) media_type: &'static str,
+    pub(crate) digest: BlobDigest,
+    pub(crate) stored_len: u64,
+    /// Where its layer index lies in the blob.
+    pub(crate) location: Option<IndexLocation>,
+}
+
 /// The manifest with its layers replaced. A Docker manifest becomes an OCI manifest, because Docker's schema knows no
 /// zstd layers; the config it names keeps its bytes, so the image ID stays.
-pub(crate) fn replace_layers(manifest: &Value, layers: &[&ConvertedLayer]) -> Value {
+pub(crate) fn replace_layers(manifest: &Value, layers: &[NewLayer]) -> Value {
     let mut manifest = manifest.clone();
     if media_type(&manifest) == artifact::DOCKER_MANIFEST {
         manifest["mediaType"] = artifact::OCI_MANIFEST.into();
@@ -175,11 +184,12 @@ pub(crate) fn replace_layers(manifest: &Value, layers: &[&ConvertedLayer]) -> Va
     manifest
 }
 
-fn replace_layer(descriptor: &mut Value, layer: &ConvertedLayer) {
-    let new_blob = layer.report.digest != layer.report.source_digest;
-    descriptor["mediaType"] = artifact::OCI_LAYER_ZSTD.into();
-    descriptor["digest"] = layer.report.digest.to_string().into();
-    descriptor["size"] = layer.report.stored_len.into();
+fn replace_layer(descriptor: &mut Value, layer: &NewLayer) {
+    let digest = layer.digest.to_string();
+    let new_blob = descriptor.get("digest").and_then(Value::as_str) != Some(&digest);
+    descriptor["mediaType"] = layer.media_type.into();
+    descriptor["digest"] = digest.into();
+    descriptor["size"] = layer.stored_len.into();
     let Some(fields) = descriptor.as_object_mut() else {
         return;
     };
@@ -192,12 +202,26 @@ fn replace_layer(descriptor: &mut Value, layer: &ConvertedLayer) {
     if annotations.is_null() {
         *annotations = Value::Object(serde_json::Map::new());
     }
-    if let Some(annotations) = annotations.as_object_mut() {
-        if new_blob {
-            annotations.retain(|key, _| !LAYOUT_ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix)));
-        }
-        annotations.insert(INDEX_ANNOTATION.to_owned(), layer.location.to_string().into());
+    let Some(annotations) = annotations.as_object_mut() else {
+        return;
+    };
+    if new_blob {
+        annotations.retain(|key, _| !is_of_layout(key));
     }
+    match layer.location {
+        Some(location) => {
+            annotations.insert(INDEX_ANNOTATION.to_owned(), location.to_string().into());
+        }
+        None if annotations.is_empty() => {
+            fields.shift_remove("annotations");
+        }
+        None => {}
+    }
+}
+
+/// Whether an annotation says where something lies in the stored bytes of its layer.
+fn is_of_layout(key: &str) -> bool {
+    key == INDEX_ANNOTATION || LAYOUT_ANNOTATIONS.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// An entry of an image index, pointed at another manifest. `data` would be the old manifest itself.
@@ -244,6 +268,27 @@ mod tests {
         let chart =
             json!({"config": {"mediaType": "application/vnd.cncf.helm.config.v1+json"}, "layers": []});
         assert!(why_no_image(&chart).unwrap().contains("helm"));
+    }
+
+    #[test]
+    fn a_plain_layer_keeps_no_annotation_about_stored_bytes() {
+        let digest = |byte: &str| format!("sha256:{}", byte.repeat(64));
+        let manifest = json!({"layers": [
+            {"mediaType": artifact::OCI_LAYER_ZSTD, "digest": digest("a"), "size": 9, "data": "eA==",
+             "annotations": {(INDEX_ANNOTATION): "x", "io.containers.estargz.uncompressed-size": "1", "kept": "y"}},
+            {"mediaType": artifact::OCI_LAYER_GZIP, "digest": digest("b"), "size": 9, "annotations": {(INDEX_ANNOTATION): "x"}},
+        ]});
+        let plain = |byte: &str| NewLayer {
+            media_type: artifact::OCI_LAYER_TAR,
+            digest: digest(byte).parse().unwrap(),
+            stored_len: 7,
+            location: None,
+        };
+        let expected = json!({"layers": [
+            {"mediaType": artifact::OCI_LAYER_TAR, "digest": digest("c"), "size": 7, "annotations": {"kept": "y"}},
+            {"mediaType": artifact::OCI_LAYER_TAR, "digest": digest("d"), "size": 7},
+        ]});
+        assert_eq!(replace_layers(&manifest, &[plain("c"), plain("d")]), expected);
     }
 
     #[test]

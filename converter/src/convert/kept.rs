@@ -2,18 +2,16 @@
 //!
 //! Such a layer is kept as it is: converting it again would move bytes for nothing and change its digest. Its index is
 //! found by the layer annotation or, when annotations were lost, by the footer of the blob; it must parse and describe
-//! the layer that the image config names. The blob is taken over within the registry where that is possible, else copied,
-//! and verified against its digest on the way.
+//! the layer that the image config names.
 
-use futures_util::StreamExt as _;
 use sluice_format::artifact::INDEX_ANNOTATION;
 use sluice_format::layer_index::{FOOTER_LEN, parse_footer};
-use sluice_format::{BlobDigest, Hasher, IndexLocation, LayerIndex, Limits};
+use sluice_format::{IndexLocation, LayerIndex, Limits};
 use sluice_storage::decompress::Compression;
-use sluice_storage::{Blob, Descriptor, ErrorKind, Repository, WritableRepository, stream_whole};
+use sluice_storage::{Blob, ErrorKind, Repository};
 
 use super::plan::SourceLayer;
-use crate::{Error, Source, Target};
+use crate::Error;
 
 /// The index of a layer that needs no conversion.
 #[derive(Debug)]
@@ -106,56 +104,4 @@ async fn read_footer(
         Err(error) if error.kind() == ErrorKind::Unsupported => Ok(Ok(None)),
         Err(error) => Err(error.into()),
     }
-}
-
-/// Brings a blob from `source` to `target` unchanged. `Ok(true)` when no byte had to be moved. `advanced` hears the length
-/// of every piece.
-///
-/// # Errors
-/// [`Error::Corrupt`] when the bytes do not match the digest; otherwise what hinders reading or writing.
-pub(crate) async fn transfer(
-    source: &Source,
-    target: &Target,
-    descriptor: &Descriptor,
-    advanced: &(dyn Fn(u64) + Sync),
-) -> Result<bool, Error> {
-    if target.repository().has_blob(&descriptor.digest).await? {
-        return Ok(true);
-    }
-    if let Some(neighbour) = target.neighbour(source)
-        && target
-            .repository()
-            .mount_blob(&descriptor.digest, neighbour)
-            .await?
-    {
-        return Ok(true);
-    }
-    copy(source.repository(), target.repository(), descriptor, advanced).await?;
-    Ok(false)
-}
-
-async fn copy(
-    source: &dyn Repository,
-    target: &dyn WritableRepository,
-    descriptor: &Descriptor,
-    advanced: &(dyn Fn(u64) + Sync),
-) -> Result<(), Error> {
-    let mut pieces = stream_whole(source.open_blob(descriptor).as_ref()).await?;
-    let mut writer = target.begin_blob().await?;
-    let mut hasher = Hasher::new();
-    while let Some(piece) = pieces.next().await {
-        let piece = piece?;
-        hasher.update(&piece);
-        advanced(piece.len() as u64);
-        writer.write(piece).await?;
-    }
-    let found = BlobDigest(hasher.finish());
-    if found != descriptor.digest {
-        return Err(Error::Corrupt {
-            what: "blob",
-            expected: descriptor.digest.0,
-            found: found.0,
-        });
-    }
-    Ok(writer.finish(found).await?)
 }

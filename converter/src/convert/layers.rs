@@ -17,6 +17,7 @@ use super::plan::{Plan, SourceLayer};
 use crate::progress::Progress;
 use crate::recompress::{Expected, RecompressedLayer, Recompressor};
 use crate::report::{LayerReport, Outcome};
+use crate::transfer::{Moved, transfer};
 use crate::{Error, Source, Target};
 
 /// A layer as the new manifest names it.
@@ -80,7 +81,7 @@ impl LayerConverter<'_> {
     async fn keep(&self, layer: &SourceLayer, found: FoundIndex) -> Result<ConvertedLayer, Error> {
         let digest = layer.descriptor.digest;
         let advanced = |len| self.progress.layer_advanced(digest, len);
-        let unmoved = kept::transfer(self.source, self.target, &layer.descriptor, &advanced).await?;
+        let moved = transfer(self.source, self.target, &layer.descriptor, &advanced).await?;
         let report = LayerReport {
             source_digest: digest,
             source_stored_len: layer.descriptor.size,
@@ -90,7 +91,10 @@ impl LayerConverter<'_> {
             diff_id: layer.diff_id,
             plain_len: found.index.chunks.plain_len(),
             chunks: found.index.chunks.chunks().len(),
-            outcome: if unmoved { Outcome::Mounted } else { Outcome::Kept },
+            outcome: match moved {
+                Moved::Copied => Outcome::Kept,
+                Moved::TakenOver | Moved::Present => Outcome::Mounted,
+            },
             warnings: Vec::new(),
         };
         Ok(ConvertedLayer {

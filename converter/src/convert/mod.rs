@@ -21,7 +21,7 @@ use tokio::task::spawn_blocking;
 pub use sluice_format::cut::DEFAULT_CHUNK_SIZE;
 
 pub(crate) use self::kept::find_index;
-pub(crate) use self::plan::{ImagePlan, Plan, SourceLayer, read as read_plan};
+pub(crate) use self::plan::{ImagePlan, Plan, SourceLayer, read as read_plan, read_sparse};
 
 use self::layers::{ConvertedLayers, LayerConverter};
 use self::publish::{Place, Publisher};

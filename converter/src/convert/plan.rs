@@ -111,6 +111,35 @@ pub(crate) async fn read(
         None => planner.plan(root, 0).await?,
         Some(platform) => planner.plan_one(root, platform).await?,
     };
+    of_images(plan)
+}
+
+/// Reads what `name` leads to. An image index is planned with the image for `platform` as its only entry.
+///
+/// # Errors
+/// As [`read`].
+pub(crate) async fn read_sparse(
+    source: &dyn Repository,
+    name: &ManifestName,
+    platform: &Platform,
+    limits: &Limits,
+) -> Result<Plan, Error> {
+    let planner = Planner { source, limits };
+    let root = source.fetch_manifest(name).await?;
+    let plan = planner.plan_one(root.clone(), platform).await?;
+    if !artifact::is_image_index(&root.media_type) {
+        return of_images(plan);
+    }
+    let document = documents::parse("manifest", &root.bytes)?;
+    of_images(Plan::Index(IndexPlan {
+        manifest: root,
+        document,
+        entries: vec![plan],
+    }))
+}
+
+/// Refuses a plan without any container image.
+fn of_images(plan: Plan) -> Result<Plan, Error> {
     if plan.images().is_empty() {
         let reason = match &plan {
             Plan::Copy(copy) => documents::why_no_image(&documents::parse("manifest", &copy.manifest.bytes)?)
@@ -182,8 +211,7 @@ impl Planner<'_> {
                     .get("platform")
                     .and_then(documents::platform_text)
                     .unwrap_or_default();
-                let hint =
-                    format!("the source lacks this manifest ({platform}); choose one platform to convert");
+                let hint = format!("the source lacks this manifest ({platform}); choose one platform");
                 return Error::Refused(hint).of_manifest(digest);
             }
             Error::from(error).of_manifest(digest)

@@ -5,11 +5,11 @@ use futures_util::future::BoxFuture;
 use sluice_format::{Digest, artifact};
 use sluice_storage::{Manifest, ManifestName};
 
-use super::documents;
-use super::kept;
+use super::documents::{self, NewLayer};
 use super::layers::{ConvertedLayer, ConvertedLayers};
 use super::plan::{CopyPlan, ImagePlan, IndexPlan, Plan};
 use crate::report::ImageReport;
+use crate::transfer::transfer;
 use crate::{Error, Source, Target};
 
 /// Where a document stands.
@@ -58,9 +58,10 @@ impl Publisher<'_> {
     }
 
     async fn publish_image(&mut self, image: &ImagePlan, place: Place) -> Result<Published, Error> {
-        kept::transfer(self.source, self.target, &image.config, &|_| ()).await?;
+        transfer(self.source, self.target, &image.config, &|_| ()).await?;
         let layers = self.layers_of(image)?;
-        let document = documents::replace_layers(&image.document, &layers);
+        let new: Vec<NewLayer> = layers.iter().map(|layer| named(layer)).collect();
+        let document = documents::replace_layers(&image.document, &new);
         let bytes = documents::to_bytes(&image.manifest, &image.document, &document)?;
         let reports = layers.iter().map(|layer| layer.report.clone()).collect();
         let published = self
@@ -86,8 +87,8 @@ impl Publisher<'_> {
 
     async fn publish_copy(&self, copy: &CopyPlan, place: Place) -> Result<Published, Error> {
         for blob in &copy.blobs {
-            let transferred = kept::transfer(self.source, self.target, blob, &|_| ()).await;
-            transferred.map_err(|error| error.of_layer(blob.digest).of_manifest(copy.manifest.digest))?;
+            let moved = transfer(self.source, self.target, blob, &|_| ()).await;
+            moved.map_err(|error| error.of_layer(blob.digest).of_manifest(copy.manifest.digest))?;
         }
         let media_type = &copy.manifest.media_type;
         self.put(&copy.manifest, media_type, copy.manifest.bytes.clone(), place)
@@ -146,5 +147,14 @@ impl Publisher<'_> {
             digest,
             stored_len,
         })
+    }
+}
+
+fn named(layer: &ConvertedLayer) -> NewLayer {
+    NewLayer {
+        media_type: artifact::OCI_LAYER_ZSTD,
+        digest: layer.report.digest,
+        stored_len: layer.report.stored_len,
+        location: Some(layer.location),
     }
 }

@@ -15,7 +15,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use sluice_format::Limits;
-use sluice_storage::{ImageName, Layout, ManifestName, Reference, RegistryClient, RemoteLayout, Repository};
+use sluice_storage::{
+    Cache, ImageName, Layout, ManifestName, Reference, RegistryClient, RemoteLayout, Repository, remembering,
+};
 use tokio::task::spawn_blocking;
 
 use self::tar_file::TarFile;
@@ -69,6 +71,21 @@ impl Source {
             name,
             reference: None,
         }
+    }
+
+    /// The same image, with manifests and configs kept in `cache`: it can be told what it is also when its repository is gone.
+    #[must_use]
+    pub fn remembering(self, cache: &Arc<Cache>) -> Self {
+        Self {
+            repository: remembering(&self.repository, cache),
+            ..self
+        }
+    }
+
+    /// Another image in the same place.
+    #[must_use]
+    pub fn named(self, name: ManifestName) -> Self {
+        Self { name, ..self }
     }
 
     /// Where the image is.

@@ -9,6 +9,7 @@ mod archives;
 mod checking;
 mod converting;
 mod damage;
+mod foreign;
 mod images;
 mod looking;
 mod packing;

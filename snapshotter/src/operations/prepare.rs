@@ -15,7 +15,7 @@ use crate::chain;
 use crate::directories::NewDirectory;
 use crate::error::Chain;
 use crate::images::{ContainerStart, LayerRequest};
-use crate::labels::{LabelMap, Labels};
+use crate::labels::{LAYER_MODE, LabelMap, Labels};
 use crate::mounts::{Access, Layout, MountSpec};
 use crate::snapshotter::Parts;
 use crate::store::{Claim, Kind, Named, NewClaim, NewSnapshot};
@@ -131,6 +131,8 @@ async fn create(parts: &Parts, kind: Kind, request: Request, labels: Labels) -> 
     // Before the record: whoever removes the snapshot right after it appears has to find them.
     parts.keep(id, Arc::new(leases));
     let layers = chain::remote_layers(&stack);
+    let of_layers = || stack.iter().find_map(|named| named.record.labels.get(LAYER_MODE));
+    let layer_mode = labels.layer_mode.clone().or_else(|| of_layers().cloned());
     let new = NewSnapshot {
         id,
         kind,
@@ -150,6 +152,7 @@ async fn create(parts: &Parts, kind: Kind, request: Request, labels: Labels) -> 
             key: request.key,
             namespace: request.namespace,
             labels,
+            layer_mode,
         });
     }
     Ok(spec)

@@ -32,6 +32,7 @@ mod inventory;
 mod layer;
 mod locks;
 mod pins;
+mod plain_blob;
 mod presence;
 mod primitives;
 mod ranges;

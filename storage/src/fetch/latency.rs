@@ -46,6 +46,11 @@ impl Latency {
         self.savings = (self.savings + 1).min(HEDGES_SAVED * REQUESTS_PER_HEDGE);
     }
 
+    /// How long the first byte takes; `None` while too little is known.
+    pub(super) fn mean(&self) -> Option<Duration> {
+        (self.samples >= SAMPLES_NEEDED).then_some(self.mean)
+    }
+
     /// The wait after which an answer is late; `None` while too little is known.
     pub(super) fn late_after(&self) -> Option<Duration> {
         let known = self.samples >= SAMPLES_NEEDED;

@@ -40,11 +40,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::decode::Decoders;
 pub use self::lane::Lane;
+pub(crate) use self::readahead::WholeWhen;
 use self::recent::Recent;
 pub(crate) use self::source::{LayerChunks, Source};
 pub(crate) use self::upstream::{Claim, Upstream};
 use crate::sync::lock;
-use crate::{CachedLayer, Counters, LazyLayer};
+use crate::{CachedLayer, Counters, LazyLayer, Link};
 
 /// Plain bytes that may wait for decoding or be decoded at one time: two cores decode this in some 20 ms, and the network is read
 /// on meanwhile.
@@ -77,6 +78,12 @@ impl Fetcher {
     /// The counters.
     pub fn counters(&self) -> &Arc<Counters> {
         &self.counters
+    }
+
+    /// What is known of the way to an upstream, from what was fetched of it.
+    pub fn link(&self, upstream: &str) -> Link {
+        let upstream = lock(&self.upstreams).get(upstream).cloned();
+        upstream.map_or_else(Link::default, |upstream| upstream.link())
     }
 
     /// A layer to fetch chunks of. Panics outside a runtime.

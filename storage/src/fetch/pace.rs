@@ -68,6 +68,11 @@ impl Pace {
         bytes < self.limit && ranges < MOST_RANGES
     }
 
+    /// Bytes per second of the last epoch in which more was wanted than could come.
+    pub(super) fn rate(&self) -> Option<u64> {
+        (self.last_rate > 0).then_some(self.last_rate)
+    }
+
     /// Notes that a range of `bytes` ended at `now`; `busy` says that more work was waiting.
     pub(super) fn ended(&mut self, now: Duration, bytes: u64, busy: bool) {
         if !busy {

@@ -10,6 +10,9 @@
 //! in vain never exceeds a share of what was touched, and a little to begin with. The numbers come from replaying recorded starts of a PyTorch
 //! program, a web server and a small function against many of them: these leave one wait in five or six at 1.5 times the bytes.
 //!
+//! When more than half of a layer was touched by such readers, the rest will be too: it is asked for at once, in the lane of fills, unless the layer is to
+//! stay lazy. A layer that is shorter than it is worth to ask for its parts is asked for when it is touched. See [`WholeWhen`].
+//!
 //! Only the first touch of a chunk counts, whether it was here already or not.
 
 use std::collections::VecDeque;
@@ -42,6 +45,24 @@ const WRONG_BYTES: u64 = 512 << 10;
 /// Wrong guesses beyond that, in percent of what was touched.
 const WRONG_PERCENT: u64 = 70;
 
+/// Share of a layer, in percent of its chunks, that readers on a track have touched when all of it is wanted. A program that reads a few files, however
+/// large, leaves most of a layer alone.
+const DENSE_PERCENT: usize = 50;
+/// Chunks of a layer of which that can be told: of fewer, the window of a track is the rest anyway.
+const DENSE_AT_LEAST: usize = 16;
+
+/// When all of a layer is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum WholeWhen {
+    /// Never.
+    Never,
+    /// When its readers turn out to read it from end to end.
+    #[default]
+    Dense,
+    /// When it is touched.
+    Touched,
+}
+
 /// What was touched of one layer, and what follows from it.
 #[derive(Debug)]
 pub(crate) struct Foresight {
@@ -68,6 +89,11 @@ struct State {
     wrong_bytes: u64,
     /// The one used last comes last.
     tracks: VecDeque<Track>,
+    /// Chunks touched for the first time by a reader on a track.
+    on_track: usize,
+    whole_when: WholeWhen,
+    /// The rest has been asked for.
+    is_filling: bool,
 }
 
 /// One sequence of touches.
@@ -93,6 +119,9 @@ impl Foresight {
             touched_bytes: 0,
             wrong_bytes: 0,
             tracks: VecDeque::new(),
+            on_track: 0,
+            whole_when: WholeWhen::default(),
+            is_filling: false,
         };
         Self {
             windows: Windows {
@@ -105,6 +134,11 @@ impl Foresight {
         }
     }
 
+    /// Says when all of the layer is wanted.
+    pub(crate) fn come_whole(&self, when: WholeWhen) {
+        lock(&self.state).whole_when = when;
+    }
+
     /// Says that a chunk will be fetched for another reason: its touch tells nothing new.
     pub(crate) fn expect(&self, chunk: usize) {
         lock(&self.state).expected.set(chunk);
@@ -113,17 +147,18 @@ impl Foresight {
     /// Notes that chunks were touched, and tells what to fetch ahead.
     pub(crate) fn touch(&self, touched: Range<usize>) -> Vec<(usize, Lane)> {
         let mut state = lock(&self.state);
-        let mut news = false;
+        let mut news = 0;
         let mut ahead = Vec::new();
         for chunk in touched.clone() {
             if state.touched.set(chunk) && !state.expected.get(chunk) {
-                news = true;
+                news += 1;
                 state.guess_around(&self.index, chunk, &mut ahead);
             }
         }
-        if news {
-            let window = state.follow(touched, self.windows);
+        if news > 0 {
+            let window = state.follow(touched, news, self.windows);
             ahead.extend(window.map(|chunk| (chunk, Lane::Readahead)));
+            state.fill(&mut ahead);
         }
         ahead
     }
@@ -171,8 +206,23 @@ impl State {
         }
     }
 
-    /// What a sequential reader that has just touched these chunks will come to.
-    fn follow(&mut self, touched: Range<usize>, windows: Windows) -> Range<usize> {
+    /// The rest of a layer, once, when all of it is wanted. What comes because of one touch travels with it.
+    fn fill(&mut self, ahead: &mut Vec<(usize, Lane)>) {
+        let chunks = self.touched.len();
+        let is_dense = || chunks >= DENSE_AT_LEAST && self.on_track * 100 > chunks * DENSE_PERCENT;
+        let lane = match self.whole_when {
+            _ if self.is_filling => return,
+            WholeWhen::Touched => Lane::Neighbour,
+            WholeWhen::Dense if is_dense() => Lane::Fill,
+            WholeWhen::Dense | WholeWhen::Never => return,
+        };
+        self.is_filling = true;
+        let rest = (0..chunks).filter(|chunk| !self.touched.get(*chunk));
+        ahead.extend(rest.map(|chunk| (chunk, lane)));
+    }
+
+    /// What a sequential reader that has just touched these chunks, so many of them as the first, will come to.
+    fn follow(&mut self, touched: Range<usize>, news: usize, windows: Windows) -> Range<usize> {
         let Some(last) = touched.end.checked_sub(1) else {
             return 0..0;
         };
@@ -195,6 +245,7 @@ impl State {
         };
         track.last = last;
         track.steps += 1;
+        self.on_track += news;
         let window = windows.after(track.steps);
         let from = track.ahead.max(touched.end);
         let to = (touched.end + window).min(self.touched.len());
@@ -284,6 +335,41 @@ mod tests {
             asked.len() > 225 && steps < 60,
             "{} in {steps} steps",
             asked.len()
+        );
+    }
+
+    #[test]
+    fn a_layer_that_is_read_from_end_to_end_is_wanted_whole_once() {
+        let dense = foresight();
+        let filled: Vec<_> = (0..CHUNKS)
+            .map(|chunk| touch(&dense, chunk, Lane::Fill))
+            .filter(|filled| !filled.is_empty())
+            .collect();
+        assert_eq!(filled.len(), 1);
+        // The first touch of a track tells nothing yet.
+        assert_eq!(filled[0], (CHUNKS / 2 + 2..CHUNKS).collect::<Vec<_>>());
+
+        let lazy = foresight();
+        lazy.come_whole(WholeWhen::Never);
+        assert!((0..CHUNKS).all(|chunk| touch(&lazy, chunk, Lane::Fill).is_empty()));
+        let short = foresight();
+        short.come_whole(WholeWhen::Touched);
+        let rest = (0..CHUNKS).filter(|chunk| *chunk != 9);
+        let asked: Bits =
+            touch(&short, 9, Lane::Neighbour)
+                .into_iter()
+                .fold(Bits::new(CHUNKS), |mut bits, at| {
+                    bits.set(at);
+                    bits
+                });
+        assert!(rest.into_iter().all(|chunk| asked.get(chunk)) && !asked.get(9));
+        assert!(touch(&short, 500, Lane::Fill).is_empty());
+        let scattered = foresight();
+        let touches = (0..CHUNKS).map(|at| (at * 397) % CHUNKS);
+        assert!(
+            touches
+                .into_iter()
+                .all(|chunk| touch(&scattered, chunk, Lane::Fill).is_empty())
         );
     }
 

@@ -17,7 +17,7 @@ use super::pace::Pace;
 use super::transfer::Transfer;
 use super::{Lane, Source};
 use crate::sync::lock;
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Link};
 
 /// What a reader gets for a chunk.
 #[derive(Debug)]
@@ -116,8 +116,17 @@ impl Upstream {
         }
     }
 
+    /// What was measured of it.
+    pub(super) fn link(&self) -> Link {
+        let state = lock(&self.state);
+        Link {
+            rate: state.pace.rate(),
+            first_byte: state.latency.mean(),
+        }
+    }
+
     /// The host.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 

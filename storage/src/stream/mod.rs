@@ -27,6 +27,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::{BlobDigest, DiffId, Digest, FormatError, LayerIndex, Limits};
 
 pub(crate) use self::again::{Refill, refill};
+pub(crate) use self::ranges::in_order;
 use self::scanned::{ScannedFile, Scanning};
 use crate::cache::Cache;
 use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, blocking};

@@ -15,7 +15,7 @@ use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 
-use crate::{Blob, Error, ErrorKind};
+use crate::{Blob, ByteStream, Error, ErrorKind};
 
 /// Stored length of a part: at 100 MB/s some eighty milliseconds, so that asking costs little beside it.
 const PART_LEN: u64 = 8 << 20;
@@ -183,6 +183,22 @@ impl InOrder {
     }
 }
 
+/// The bytes of a blob, for whoever takes them one by one.
+pub(crate) fn in_order(blob: &Arc<dyn Blob>) -> ByteStream {
+    let next = |mut all: InOrder| async move {
+        loop {
+            if let Some(piece) = all.pop() {
+                return Ok(Some((piece, all)));
+            }
+            if !all.is_under_way() {
+                return Ok(None);
+            }
+            all.arrive().await?;
+        }
+    };
+    stream::try_unfold(InOrder::new(blob), next).boxed()
+}
+
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
@@ -192,7 +208,6 @@ mod tests {
     use sluice_format::BlobDigest;
 
     use super::*;
-    use crate::ByteStream;
 
     const LEN: usize = 40 << 20;
 

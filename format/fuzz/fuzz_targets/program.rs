@@ -1,0 +1,29 @@
+//! ELF hints: whatever a file says of itself, the ranges are whole, and no more than the bound. The input is the head of a file and, behind
+//! it, what stands where it says that its section headers are.
+
+#![no_main]
+
+use std::ops::Range;
+
+use libfuzzer_sys::fuzz_target;
+use sluice_format::program::{MAGIC, MOST_BYTES, Program};
+
+fuzz_target!(|input: &[u8]| {
+    let [cut, rest @ ..] = input else { return };
+    let (head, sections) = rest.split_at(rest.len() * usize::from(*cut) / 255);
+    let _ = Program::parse(head);
+    // A reader shows a program by its magic number; the rest is what a mutation should spend its time on.
+    let head = [MAGIC, head].concat();
+    let Some(program) = Program::parse(&head) else { return };
+    let place = program.sections();
+    assert!(place.start <= place.end);
+    check(&program.data_ranges());
+    check(&program.table_ranges(sections));
+    check(&program.table_ranges(&head));
+});
+
+fn check(ranges: &[Range<u64>]) {
+    assert!(ranges.iter().all(|range| range.start < range.end));
+    let fetched: u64 = ranges.iter().map(|range| range.end - range.start).sum();
+    assert!(fetched <= MOST_BYTES);
+}
