@@ -4,7 +4,8 @@
 //! another one, which scans the tar, cuts it into chunks, digests them and writes the plain bytes into the cache (`scanned`). When the
 //! blob has the digest of the manifest and the plain bytes have the DiffID of the config, the file becomes the layer's data in one step,
 //! and its [`LayerIndex`] is kept under the DiffID: the next time the layer needs no byte from the registry. Until then nothing is shown,
-//! and a layer that is wrong, or whose process is killed, leaves nothing; it begins again from its first byte.
+//! and a layer that is wrong leaves nothing. One that was cut, or whose process was killed, leaves the stored bytes that have come (`resume`): it is
+//! decoded again from its first byte, and only what is missing is asked for.
 //!
 //! The chunks of such a layer cannot be fetched one by one ([`Codec::Streamed`](sluice_format::compression::Codec::Streamed)), unless the
 //! blob is a plain tar. When one of them is lost, the whole blob is streamed again and fills all holes at once (`again`). Memory is bounded
@@ -13,6 +14,7 @@
 mod again;
 mod pipeline;
 mod ranges;
+mod resume;
 mod scanned;
 #[cfg(test)]
 mod tests;
@@ -27,6 +29,7 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::{BlobDigest, DiffId, Digest, FormatError, LayerIndex, Limits};
 
 pub(crate) use self::again::{Refill, refill};
+use self::resume::ResumableBlob;
 use self::scanned::{ScannedFile, Scanning};
 use crate::cache::Cache;
 use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, blocking};
@@ -47,6 +50,9 @@ pub trait StreamProgress: Debug + Send + Sync {
 
     /// More bytes of a layer have arrived.
     fn advanced(&self, _layer: BlobDigest, _bytes: u64) {}
+
+    /// So many of the bytes had been kept since an earlier attempt and were not asked for.
+    fn resumed(&self, _layer: BlobDigest, _bytes: u64) {}
 
     /// A layer is complete, or has failed.
     fn finished(&self, _layer: BlobDigest) {}
@@ -221,7 +227,34 @@ async fn stream_and_keep(
     limits: &Limits,
     progress: &dyn StreamProgress,
 ) -> Result<Made, Error> {
-    let scanned = scan(layer, cache, limits, progress).await?;
+    let resumable = ResumableBlob::take_up(&layer.blob, cache).await?;
+    let made = match scan(layer, resumable.as_ref(), cache, limits, progress).await {
+        Ok(scanned) => verify_and_keep(layer, scanned, cache, limits).await,
+        Err(error) => Err(error),
+    };
+    if let Some(resumable) = resumable {
+        progress.resumed(layer.descriptor.digest, resumable.resumed_len());
+        if !made.as_ref().is_err_and(|error| is_worth_resuming(error.kind())) {
+            resumable.discard().await?;
+        }
+    }
+    made
+}
+
+/// Whether what has come of a blob is of use to the next attempt.
+fn is_worth_resuming(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Io
+    )
+}
+
+async fn verify_and_keep(
+    layer: &Unindexed,
+    scanned: ScannedFile,
+    cache: &Arc<Cache>,
+    limits: &Limits,
+) -> Result<Made, Error> {
     if scanned.diff_id != layer.diff_id {
         return Err(FormatError::Corrupt {
             what: "the plain layer".to_owned(),
@@ -237,14 +270,19 @@ async fn stream_and_keep(
     blocking::run("keep a streamed layer", move || keep(&cache, scanned, &limits)).await
 }
 
-/// Reads the blob through, once more when it is not the one that its digest names.
+/// Reads the blob through, once more when it is not the one that its digest names, and from its source alone then.
 async fn scan(
     layer: &Unindexed,
+    resumable: Option<&ResumableBlob>,
     cache: &Arc<Cache>,
     limits: &Limits,
     progress: &dyn StreamProgress,
 ) -> Result<ScannedFile, Error> {
     let digest = layer.descriptor.digest;
+    let blob = match resumable {
+        Some(resumable) => Arc::new(resumable.clone()),
+        None => layer.blob.clone(),
+    };
     let mut attempts = 1;
     loop {
         let (begun, diff_id, bounds) = (cache.clone(), layer.diff_id, limits.clone());
@@ -252,9 +290,12 @@ async fn scan(
             Scanning::new(begun.begin_streamed(diff_id)?, &bounds)
         });
         let advanced = |bytes| progress.advanced(digest, bytes);
-        let read = pipeline::run(&layer.blob, scanning.await?, limits, &advanced).await?;
+        let read = pipeline::run(&blob, scanning.await?, limits, &advanced).await?;
         if read.is_intact {
             return read.taken;
+        }
+        if let Some(resumable) = resumable {
+            resumable.discard().await?;
         }
         layer.blob.gave_wrong_bytes();
         if attempts == ATTEMPTS {

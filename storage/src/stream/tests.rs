@@ -1,5 +1,7 @@
 //! What streaming promises: every compression gives the same layer; what is wrong leaves nothing; what is lost comes again, once.
 
+mod faults;
+
 use std::io::Write as _;
 use std::sync::Mutex;
 
@@ -118,7 +120,13 @@ impl Fixture {
     }
 
     fn assert_nothing_kept(&self) {
-        for below in ["layers/sha256", "documents/sha256", "streamed", "streams"] {
+        for below in [
+            "layers/sha256",
+            "documents/sha256",
+            "streamed",
+            "streams",
+            "partial",
+        ] {
             assert_eq!(self.files(below), 0, "{below}");
         }
         let counted = self.cache.used_bytes();
