@@ -27,7 +27,7 @@ const LEN_MIN: u64 = 1 << 20;
 pub(super) struct ResumableBlob {
     inner: Arc<dyn Blob>,
     partial: Arc<PartialBlob>,
-    /// Stored bytes that were read from there.
+    /// Stored bytes that were read from there and not taken note of.
     resumed: Arc<AtomicU64>,
 }
 
@@ -57,9 +57,9 @@ impl ResumableBlob {
         }))
     }
 
-    /// Stored bytes that were here and not asked for.
-    pub(super) fn resumed_len(&self) -> u64 {
-        self.resumed.load(Ordering::Relaxed)
+    /// Stored bytes that were here and not asked for since the last call.
+    pub(super) fn take_resumed(&self) -> u64 {
+        self.resumed.swap(0, Ordering::Relaxed)
     }
 
     /// The blob is not needed any more, or not worth keeping.

@@ -115,20 +115,30 @@ async fn progress_tells_what_was_here_already() {
     blob.inject(Fault::Cut { after: 1_000_000 }, Times::Always);
     fixture.stream(&layer).await.unwrap_err();
     blob.heal();
-    let (sums, before) = (Sums::default(), blob.requests().len());
+    let (sums, counters) = (Arc::new(Sums::default()), Arc::new(Counters::default()));
+    let (progress, before) = (
+        CountedProgress::new(sums.clone(), counters.clone()),
+        blob.requests().len(),
+    );
     let layers = [layer];
-    stream_layers(&layers, &fixture.cache, &Limits::default(), &sums)
+    stream_layers(&layers, &fixture.cache, &Limits::default(), &progress)
         .await
         .unwrap();
-    let (advanced, resumed) = (sums.advanced.into_inner(), sums.resumed.into_inner());
+    let sum = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
+    let (advanced, resumed) = (sum(&sums.advanced), sum(&sums.resumed));
     assert_eq!(advanced, blob.stored_len());
     assert!(resumed > 700_000, "{resumed}");
     assert_eq!(asked(&blob, before), advanced - resumed);
+    let stats = counters.stats();
+    assert_eq!(stats.streamed_bytes, advanced - resumed);
+    assert_eq!(stats.resumed_bytes, resumed);
+    assert_eq!(stats.streamed_layers, 1);
 }
 
 #[tokio::test]
 async fn kept_bytes_that_were_spoilt_come_again_and_kept_files_that_are_odd_are_not_used() {
-    let spoil: [(&str, fn(&mut Vec<u8>)); 6] = [
+    type Spoil = fn(&mut Vec<u8>);
+    let spoil: [(&str, Spoil); 6] = [
         ("a byte", |bytes| bytes[300_000] ^= 1),
         ("a head", |bytes| bytes[64] ^= 1),
         ("a header", |bytes| bytes[30] ^= 1),
