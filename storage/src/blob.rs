@@ -45,6 +45,11 @@ pub trait Blob: Debug + Send + Sync {
     /// patience.
     fn upstream(&self) -> Arc<str>;
 
+    /// Whether it lies on this host, so that nothing is gained by keeping its bytes.
+    fn is_local(&self) -> bool {
+        false
+    }
+
     /// What was read last did not verify. A blob that can be read from several hosts is read from another one for a while.
     fn gave_wrong_bytes(&self) {}
 }

@@ -18,8 +18,11 @@
 //! | `sluice_read_wait_seconds` | | how long reads with a miss took |
 //! | `sluice_fetch_first_byte_seconds` | | from a request to its first byte |
 //! | `sluice_fetch_range_seconds` | | from a request to its last byte |
+//! | `sluice_stream_stored_bytes_total` | | stored bytes that arrived of layers that are streamed as a whole |
+//! | `sluice_stream_resumed_bytes_total` | | stored bytes of such layers that an earlier attempt had kept |
+//! | `sluice_stream_layer_seconds` | | how long a layer was streamed, until it was complete or failed |
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -33,6 +36,9 @@ use crate::fetch::Lane;
 /// Buckets of times: a quarter of a millisecond, doubled up to about eight seconds.
 const FIRST_BUCKET_SECONDS: f64 = 0.000_25;
 const BUCKETS: u16 = 16;
+
+/// Buckets of whole layers: a sixteenth of a second, doubled up to about half an hour.
+const FIRST_LAYER_BUCKET_SECONDS: f64 = 0.062_5;
 
 type LaneLabel = [(&'static str, &'static str); 1];
 
@@ -78,6 +84,12 @@ pub struct Counters {
     read_wait: Histogram,
     first_byte: Histogram,
     range_time: Histogram,
+    stream_stored_bytes: Counter<u64, AtomicU64>,
+    stream_resumed_bytes: Counter<u64, AtomicU64>,
+    stream_time: Histogram,
+    /// The histogram's count and its sum in milliseconds, which it does not give back.
+    streamed_layers: AtomicU64,
+    streamed_ms: AtomicU64,
 }
 
 /// The counters at one moment.
@@ -99,6 +111,14 @@ pub struct Stats {
     pub plain_bytes: u64,
     /// Chunks that did not match their digest when they arrived.
     pub corrupt: u64,
+    /// Stored bytes that arrived of layers that were streamed as a whole; not part of `stored_bytes`.
+    pub streamed_bytes: u64,
+    /// Stored bytes of such layers that an earlier attempt had kept.
+    pub resumed_bytes: u64,
+    /// Layers whose streaming ended, well or not.
+    pub streamed_layers: u64,
+    /// Time that they took, in milliseconds; that of layers side by side adds up.
+    pub streamed_ms: u64,
     /// `requests` by lane.
     pub lane_requests: [u64; Lane::COUNT],
     /// `stored_bytes` by lane.
@@ -110,6 +130,7 @@ pub struct Stats {
 impl Default for Counters {
     fn default() -> Self {
         let buckets = || exponential_buckets(FIRST_BUCKET_SECONDS, 2.0, BUCKETS);
+        let layer_buckets = exponential_buckets(FIRST_LAYER_BUCKET_SECONDS, 2.0, BUCKETS);
         let mut counters = Self {
             registry: Registry::with_prefix("sluice"),
             requests: PerLane::new(),
@@ -125,6 +146,11 @@ impl Default for Counters {
             read_wait: Histogram::new(buckets()),
             first_byte: Histogram::new(buckets()),
             range_time: Histogram::new(buckets()),
+            stream_stored_bytes: Counter::default(),
+            stream_resumed_bytes: Counter::default(),
+            stream_time: Histogram::new(layer_buckets),
+            streamed_layers: AtomicU64::default(),
+            streamed_ms: AtomicU64::default(),
         };
         counters.register();
         counters
@@ -169,6 +195,16 @@ impl Counters {
                 &self.corrupt,
             ),
             ("read_failures", "Reads that ended with an error", &self.failures),
+            (
+                "stream_stored_bytes",
+                "Stored bytes that arrived of layers that are streamed as a whole",
+                &self.stream_stored_bytes,
+            ),
+            (
+                "stream_resumed_bytes",
+                "Stored bytes of such layers that an earlier attempt had kept",
+                &self.stream_resumed_bytes,
+            ),
         ] {
             registry.register(name, help, counter.clone());
         }
@@ -187,6 +223,11 @@ impl Counters {
                 "fetch_range_seconds",
                 "From a request to its last byte",
                 &self.range_time,
+            ),
+            (
+                "stream_layer_seconds",
+                "How long a layer was streamed",
+                &self.stream_time,
             ),
         ] {
             registry.register(name, help, histogram.clone());
@@ -209,6 +250,10 @@ impl Counters {
             stored_bytes: stored.iter().sum(),
             plain_bytes: plain.iter().sum(),
             corrupt: self.corrupt.get(),
+            streamed_bytes: self.stream_stored_bytes.get(),
+            resumed_bytes: self.stream_resumed_bytes.get(),
+            streamed_layers: self.streamed_layers.load(Ordering::Relaxed),
+            streamed_ms: self.streamed_ms.load(Ordering::Relaxed),
             lane_requests: requests,
             lane_stored_bytes: stored,
             lane_plain_bytes: plain,
@@ -277,6 +322,21 @@ impl Counters {
     pub(crate) fn range_took(&self, time: Duration) {
         self.range_time.observe(time.as_secs_f64());
     }
+
+    pub(crate) fn stream_arrived(&self, bytes: u64) {
+        self.stream_stored_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn stream_resumed(&self, bytes: u64) {
+        self.stream_resumed_bytes.inc_by(bytes);
+    }
+
+    pub(crate) fn streamed(&self, time: Duration) {
+        self.stream_time.observe(time.as_secs_f64());
+        self.streamed_layers.fetch_add(1, Ordering::Relaxed);
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.streamed_ms.fetch_add(millis, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]
@@ -294,7 +354,7 @@ mod tests {
             .lines()
             .filter_map(|line| line.strip_prefix("//! | `")?.split('`').next());
         let names: Vec<&str> = names.collect();
-        assert_eq!(names.len(), 13, "{names:?}");
+        assert_eq!(names.len(), 16, "{names:?}");
         for name in names {
             assert!(text.contains(name), "{name} is not in\n{text}");
         }

@@ -58,6 +58,6 @@ pub use read_policy::{OnFailure, ReadPolicy};
 pub use referrers::Referrer;
 pub use registry::{Reference, RegistryClient, RegistryOptions, RegistryRepository};
 pub use repository::{BlobWriter, Descriptor, Manifest, ManifestName, Repository, WritableRepository};
-pub use stream::{NoProgress, StreamProgress};
+pub use stream::{CountedProgress, NoProgress, StreamProgress};
 pub use timeline::Timeline;
 pub use transport::ImageName;

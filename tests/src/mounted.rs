@@ -188,6 +188,11 @@ impl Mounted {
             .any(|mount| mount.mountpoint == self.directory))
     }
 
+    /// Whether the process has not ended.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     /// Process ID of `sluice mount`.
     pub fn pid(&self) -> u32 {
         self.child.id()

@@ -87,10 +87,18 @@ impl Disk {
     /// # Errors
     /// When it cannot be made or mounted.
     pub fn new(name: &str) -> Result<Self> {
+        Self::of_len(name, DISK_LEN)
+    }
+
+    /// A new empty ext4 of so many bytes.
+    ///
+    /// # Errors
+    /// When it cannot be made or mounted.
+    pub fn of_len(name: &str, len: u64) -> Result<Self> {
         prerequisites::root()?;
         let scratch = Scratch::new(name)?;
         let file = scratch.join("disk");
-        File::create(&file)?.set_len(DISK_LEN)?;
+        File::create(&file)?.set_len(len)?;
         let directory = scratch.directory("mounted")?;
         let mkfs = prerequisites::command("mkfs.ext4", "e2fsprogs")?;
         // Nobody needs this file system after a crash.

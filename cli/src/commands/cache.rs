@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{bail, ensure};
 use serde_json::json;
 use sluice_format::DiffId;
-use sluice_storage::cache::{Goal, ImageEntry, Inventory, LayerEntry, Pin};
+use sluice_storage::cache::{Goal, ImageEntry, Inventory, LayerEntry, PartialEntry, Pin};
 use sluice_storage::{Cache, CacheOptions, ImageName};
 
 use crate::args::{CacheArgs, CacheCommand, PruneArgs};
@@ -60,6 +60,9 @@ fn ls(args: &CacheArgs, inventory: &Inventory) -> anyhow::Result<()> {
     for layer in &inventory.layers {
         output::line(describe_layer(layer))?;
     }
+    for partial in &inventory.partial {
+        output::line(describe_partial(partial))?;
+    }
     Ok(())
 }
 
@@ -83,6 +86,17 @@ fn describe_layer(layer: &LayerEntry) -> String {
         age(layer.used),
         marks(layer.pinned, layer.complete, layer.verified),
         layer.diff_id,
+    )
+}
+
+fn describe_partial(partial: &PartialEntry) -> String {
+    format!(
+        "{:>9} of {:>9}  {:>10}  {:14}  blob {}",
+        output::bytes(partial.disk_bytes),
+        output::bytes(partial.stored_len),
+        age(partial.used),
+        "not complete",
+        partial.blob,
     )
 }
 
@@ -118,6 +132,7 @@ fn now() -> Duration {
 fn du(args: &CacheArgs, inventory: &Inventory) -> anyhow::Result<()> {
     let cached: u64 = inventory.layers.iter().map(|layer| layer.cached_bytes).sum();
     let plain: u64 = inventory.layers.iter().map(|layer| layer.plain_len).sum();
+    let partial: u64 = inventory.partial.iter().map(|partial| partial.disk_bytes).sum();
     if args.json {
         return output::json(&json!({
             "disk_bytes": inventory.disk_bytes,
@@ -126,16 +141,20 @@ fn du(args: &CacheArgs, inventory: &Inventory) -> anyhow::Result<()> {
             "plain_len": plain,
             "images": inventory.images.len(),
             "layers": inventory.layers.len(),
+            "partial_bytes": partial,
+            "partial_blobs": inventory.partial.len(),
         }));
     }
     output::line(format!(
-        "{} on the disk, at most {}; {} of {} plain bytes of {} layers of {} images",
+        "{} on the disk, at most {}; {} of {} plain bytes of {} layers of {} images; {} of {} blobs that are not complete",
         output::bytes(inventory.disk_bytes),
         output::bytes(inventory.quota),
         output::bytes(cached),
         output::bytes(plain),
         inventory.layers.len(),
         inventory.images.len(),
+        output::bytes(partial),
+        inventory.partial.len(),
     ))
 }
 

@@ -8,7 +8,9 @@ use anyhow::{Context as _, ensure};
 use serde_json::json;
 use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
-use sluice_storage::{Cache, CacheOptions, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Timeline};
+use sluice_storage::{
+    Cache, CacheOptions, CountedProgress, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Timeline,
+};
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
@@ -99,6 +101,7 @@ fn opener(
         quota: args.cache_quota.map(|quota| quota.as_u64()),
         ..CacheOptions::default()
     };
+    let progress = CountedProgress::new(bars.clone(), counters.clone());
     Ok(Opener {
         cache: Cache::open_with(cache_dir, cache_options)?,
         fetcher: Fetcher::new(counters.clone()),
@@ -106,7 +109,7 @@ fn opener(
         timeline,
         uses_profiles: !args.no_profile,
         layers: args.layers,
-        progress: bars.clone(),
+        progress: Arc::new(progress),
     })
 }
 
@@ -193,6 +196,10 @@ fn write_stats(
         "chunk_joined": stats.joined,
         "hedged": stats.hedged,
         "corrupt_chunks": stats.corrupt,
+        "streamed_layers": stats.streamed_layers,
+        "streamed_stored_bytes": stats.streamed_bytes,
+        "resumed_stored_bytes": stats.resumed_bytes,
+        "streaming_seconds": Duration::from_millis(stats.streamed_ms).as_secs_f64(),
         "lanes": lanes,
         "phases": entries.phases,
         "touches": touches,

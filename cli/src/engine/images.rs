@@ -15,8 +15,8 @@ use sluice_format::{ChainId, Digest, Limits, Profile};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::registry::RegistryClient;
 use sluice_storage::{
-    Cache, ErrorKind, LazyImage, LazyLayer, ManifestName, NoProgress, Platform, ProfileStore, Reference,
-    Repository, load_resolved_image_streaming, profile, resolve_image_cached,
+    Cache, CountedProgress, ErrorKind, LazyImage, LazyLayer, ManifestName, NoProgress, Platform,
+    ProfileStore, Reference, Repository, load_resolved_image_streaming, profile, resolve_image_cached,
 };
 use tokio::sync::OnceCell;
 use tokio::task::spawn_blocking;
@@ -154,6 +154,8 @@ pub(super) struct LoadedImages {
     cache: Arc<Cache>,
     registries: Arc<RegistryClient>,
     uses_profiles: bool,
+    /// Counts what is streamed.
+    progress: CountedProgress,
     kept: Images,
 }
 
@@ -163,6 +165,7 @@ impl LoadedImages {
             cache: options.cache.clone(),
             registries: options.registries.clone(),
             uses_profiles: options.uses_profiles,
+            progress: CountedProgress::new(Arc::new(NoProgress), options.fetcher.counters().clone()),
             kept: Arc::new(Mutex::new(LruCache::new(KEPT))),
         }
     }
@@ -238,7 +241,7 @@ impl LoadedImages {
             &resolved,
             &limits,
             &self.cache,
-            &NoProgress,
+            &self.progress,
         );
         let image = match loaded.await {
             Ok(image) => image,

@@ -198,6 +198,10 @@ impl Blob for ArchiveBlob {
         .boxed()
     }
 
+    fn is_local(&self) -> bool {
+        true
+    }
+
     fn upstream(&self) -> Arc<str> {
         self.location.as_str().into()
     }

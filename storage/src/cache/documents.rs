@@ -69,6 +69,9 @@ struct AttachedRecord {
 struct StreamedRecord {
     diff_id: String,
     index: String,
+    /// The only blob that the index is for. Without it, the index is for whatever blob has the layer, and read as a whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blob: Option<String>,
 }
 
 /// The table of contents of a layer in another lazy format.
@@ -223,17 +226,20 @@ impl Documents {
         self.keep(&path, location.to_string().as_bytes());
     }
 
-    /// Digest of the layer index that this host has made of a layer.
-    pub(crate) fn streamed(&self, diff_id: &DiffId) -> Option<Digest> {
+    /// Digest of the layer index that this host has made of a layer in `blob`.
+    pub(crate) fn streamed(&self, diff_id: &DiffId, blob: &BlobDigest) -> Option<Digest> {
         let path = self.streamed_path(diff_id);
-        let record: StreamedRecord = serde_json::from_slice(&read_bounded(&path, RECORD_LEN_MAX)?).ok()?;
+        let record: StreamedRecord = load_record(&path)?;
         used(&path);
-        (record.diff_id == diff_id.to_string()).then(|| record.index.parse().ok())?
+        let is_it = record.diff_id == diff_id.to_string()
+            && record.blob.is_none_or(|recorded| recorded == blob.to_string());
+        is_it.then(|| record.index.parse().ok())?
     }
 
-    /// Whether this host has made an index of a layer.
+    /// Whether this host has streamed a layer, so that one chunk of it comes back with all the others only.
     pub(super) fn is_streamed(&self, diff_id: &DiffId) -> bool {
-        self.streamed_path(diff_id).exists()
+        let record: Option<StreamedRecord> = load_record(&self.streamed_path(diff_id));
+        record.is_some_and(|record| record.blob.is_none())
     }
 
     /// The artifact with layer indexes that is attached to a manifest in a repository, as far as known.
@@ -268,10 +274,12 @@ impl Documents {
         }
     }
 
-    pub(crate) fn put_streamed(&self, diff_id: &DiffId, index: &Digest) {
+    /// Notes which index this host has made of a layer: for one `blob`, or for whatever has the layer.
+    pub(crate) fn put_streamed(&self, diff_id: &DiffId, blob: Option<BlobDigest>, index: &Digest) {
         let record = StreamedRecord {
             diff_id: diff_id.to_string(),
             index: index.to_string(),
+            blob: blob.map(|blob| blob.to_string()),
         };
         if let Ok(bytes) = serde_json::to_vec(&record) {
             self.keep(&self.streamed_path(diff_id), &bytes);

@@ -1,7 +1,7 @@
 //! Making room.
 //!
 //! One process at a time evicts (a lock on the file `evicting`). It lists what there is with the time of its last use: every chunk of
-//! every layer, whole layers that the kernel was given once, documents and records; leaves out what is pinned, leased, or open
+//! every layer, whole layers that the kernel was given once, blobs that were never complete, documents and records; leaves out what is pinned, leased, or open
 //! in another process, and the documents of images whose layers are open; and removes the oldest until the goal is reached. Layers without a chunk lose their directory, and
 //! an image tree goes with the last layer of its image. A layer that this host has streamed goes as a whole: one missing chunk of it costs as
 //! much to fetch as all of them.
@@ -23,7 +23,7 @@ use super::documents::DIRECTORIES;
 use super::files::OpenFiles;
 use super::layer::LayerFiles;
 use super::pins::Pinned;
-use super::{Cache, IMAGE_TREES, LAYERS, files};
+use super::{Cache, IMAGE_TREES, LAYERS, files, partial};
 use crate::Error;
 use crate::sync::lock;
 
@@ -74,6 +74,7 @@ enum What {
     Chunk { layer: DiffId, chunk: usize },
     Layer(DiffId),
     Document(PathBuf),
+    Partial(PathBuf),
 }
 
 impl Cache {
@@ -119,6 +120,11 @@ impl Cache {
         let mut pinned = Pinned::load(&self.dir, &self.documents);
         pinned.hold_images(&self.dir, &self.documents, |diff_id| self.is_in_use(diff_id));
         let mut victims = self.documents_that_can_go(&pinned);
+        victims.extend(partial::list(&self.dir).into_iter().map(|left| Victim {
+            used: left.used,
+            bytes: left.disk_bytes,
+            what: What::Partial(left.path),
+        }));
         for diff_id in self.stored_layers() {
             if !pinned.layers.contains(&diff_id) {
                 self.list_layer(diff_id, &mut victims);
@@ -201,6 +207,7 @@ impl Cache {
                 What::Chunk { layer, chunk } => chunks.entry(layer).or_default().push(chunk),
                 What::Layer(diff_id) => evicted.layers += usize::from(self.remove_layer(&diff_id)),
                 What::Document(path) => drop(files::remove_if_there(&path)),
+                What::Partial(path) => partial::remove(&path),
             }
         }
         for (diff_id, mut of_layer) in chunks {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use sluice_format::{DiffId, Limits};
 
+use super::partial::{self, Left};
 use super::pins::{Pin, Pinned};
 use super::{Cache, ImageRecord};
 use crate::{Error, ErrorKind};
@@ -19,6 +20,8 @@ pub struct Inventory {
     pub images: Vec<ImageEntry>,
     /// The layers.
     pub layers: Vec<LayerEntry>,
+    /// Blobs of which some came before their stream was cut.
+    pub partial: Vec<PartialEntry>,
     /// Bytes that the directory takes on the disk.
     pub disk_bytes: u64,
     /// Bytes that it may take.
@@ -48,6 +51,30 @@ pub struct LayerEntry {
     pub complete: bool,
     /// Whether the whole layer was verified against its DiffID.
     pub verified: bool,
+}
+
+/// A blob of which some came before its stream was cut, or that is being streamed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct PartialEntry {
+    /// Digest of the blob.
+    pub blob: String,
+    /// Length of the blob in bytes; 0 when it is not known.
+    pub stored_len: u64,
+    /// Bytes that its file takes on the disk, nearly all of them bytes of the blob.
+    pub disk_bytes: u64,
+    /// Seconds after the epoch at which the last byte came.
+    pub used: u64,
+}
+
+impl From<Left> for PartialEntry {
+    fn from(left: Left) -> Self {
+        Self {
+            blob: left.digest.to_string(),
+            stored_len: left.stored_len,
+            disk_bytes: left.disk_bytes,
+            used: left.used,
+        }
+    }
 }
 
 /// An image in the cache.
@@ -109,9 +136,15 @@ impl Cache {
             .map(|(_, record)| image_entry(record, &by_id, &pinned))
             .collect();
         images.sort_by(|one, other| one.record.name.cmp(&other.record.name));
+        let mut partial: Vec<PartialEntry> = partial::list(&self.dir)
+            .into_iter()
+            .map(PartialEntry::from)
+            .collect();
+        partial.sort_by(|one, other| one.blob.cmp(&other.blob));
         Inventory {
             images,
             layers,
+            partial,
             disk_bytes: self.shared.space.measure(&self.dir),
             quota: self.shared.space.limit(),
         }

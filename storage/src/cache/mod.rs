@@ -9,6 +9,7 @@
 //! image-trees/sha256/<ChainID>     the merged tree of a stack of layers
 //! documents/, locations/, tags/, attached/, streamed/, images/   see the documents module
 //! streams/                         layers that are being streamed (see the streamed module)
+//! partial/<blob digest>            what has come of blobs that are being streamed (see the partial module)
 //! pins/                            see the pins module
 //! ```
 //!
@@ -31,6 +32,7 @@ mod files;
 mod inventory;
 mod layer;
 mod locks;
+mod partial;
 mod pins;
 mod plain_blob;
 mod presence;
@@ -62,8 +64,9 @@ pub use self::disk::DiskObserver;
 pub(crate) use self::documents::{Documents, TocRecord};
 pub use self::documents::{ImageRecord, LayerRecord};
 pub use self::evict::{Evicted, Goal};
-pub use self::inventory::{Checked, ImageEntry, Inventory, LayerEntry};
+pub use self::inventory::{Checked, ImageEntry, Inventory, LayerEntry, PartialEntry};
 use self::layer::LayerFiles;
+pub(crate) use self::partial::PartialBlob;
 pub use self::pins::Pin;
 use self::space::{Errands, Outage, Shared, Space};
 use self::stamps::Clock;
@@ -149,6 +152,7 @@ impl Cache {
             errands: Errands::default(),
         });
         streamed::remove_leftovers(&dir);
+        partial::remove_abandoned(&dir, shared.clock.now().into());
         shared.space.measure(&dir);
         let cache = Arc::new(Self {
             dir,

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, Weak};
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
-use sluice_format::{DiffId, LayerIndex};
+use sluice_format::{BlobDigest, DiffId, LayerIndex};
 use tempfile::NamedTempFile;
 use tokio::sync::Semaphore;
 
@@ -27,6 +27,7 @@ use super::cuts::Cuts;
 use super::evict::Goal;
 use super::files::OpenFiles;
 use super::layer::LayerFiles;
+use super::partial::PartialBlob;
 use crate::sync::lock;
 use crate::{Error, ErrorKind};
 
@@ -35,6 +36,9 @@ const STREAMS: &str = "streams";
 
 /// Plain bytes after which the kernel is told to write them to the disk: some tens of milliseconds of a fast one.
 const PUSH_LEN: u64 = 8 << 20;
+
+/// Bytes that are freed at least when the disk is full, so that it is not full again at once.
+const FREED_MIN: u64 = 32 << 20;
 
 /// Layers streamed at once at least, so that one decodes while another waits for the network, and at most: each takes some 30 MB.
 const AT_ONCE_MIN: usize = 2;
@@ -48,6 +52,8 @@ pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;
 pub(super) struct Streams {
     turns: Mutex<HashMap<DiffId, Weak<tokio::sync::Mutex<()>>>>,
     at_once: Arc<Semaphore>,
+    /// What is kept of the blobs that this process streams.
+    partial: Mutex<Vec<Weak<PartialBlob>>>,
     /// Layers that were adopted since the last flush, so that whoever mounts them next need not verify them anew.
     fresh: Mutex<Vec<Arc<LayerFiles>>>,
 }
@@ -58,6 +64,7 @@ impl Streams {
         Self {
             turns: Mutex::default(),
             at_once: Arc::new(Semaphore::new(cores.clamp(AT_ONCE_MIN, AT_ONCE_MAX))),
+            partial: Mutex::default(),
             fresh: Mutex::default(),
         }
     }
@@ -89,9 +96,12 @@ impl StreamedFile {
         self.cache.reserve_streamed(plain.len() as u64)?;
         let offset = self.plain_len;
         self.plain_len += plain.len() as u64;
-        let written = file.as_file().write_all_at(plain, offset);
-        written
-            .map_err(|error| Error::io(format!("stream a layer into {}", self.cache.dir.display()), error))?;
+        while let Err(error) = file.as_file().write_all_at(plain, offset) {
+            if error.kind() != io::ErrorKind::StorageFull || !self.cache.free_disk(plain.len() as u64)? {
+                let what = format!("stream a layer into {}", self.cache.dir.display());
+                return Err(Error::io(what, error));
+            }
+        }
         if self.plain_len - self.pushed >= PUSH_LEN {
             push_out(file.as_file(), self.pushed..self.plain_len);
             self.pushed = self.plain_len;
@@ -164,7 +174,7 @@ impl Cache {
 
     fn reserve_streamed(self: &Arc<Self>, len: u64) -> Result<(), Error> {
         let space = &self.shared.space;
-        if space.reserve(len) {
+        if space.reserve(len) || self.give_up_partial() && space.reserve(len) {
             return Ok(());
         }
         self.evict(Goal {
@@ -181,6 +191,41 @@ impl Cache {
             space.limit()
         );
         Err(Error::new(ErrorKind::NoSpace, message))
+    }
+
+    /// Makes room on a disk that is full, whatever the quota says; whether anything went. `len` bytes have been reserved and not been written.
+    fn free_disk(self: &Arc<Self>, len: u64) -> Result<bool, Error> {
+        if self.give_up_partial() {
+            return Ok(true);
+        }
+        let used = self.shared.space.measure(&self.dir);
+        let evicted = self.evict(Goal {
+            keep: used.saturating_sub(len.max(FREED_MIN)),
+            used_before: None,
+        })?;
+        let is_some = evicted.after < evicted.before;
+        // What was measured does not hold the bytes that are about to be written.
+        let is_some = self.shared.space.reserve(len) && is_some;
+        Ok(is_some)
+    }
+
+    /// What has come of a blob, and what comes from now on. `None` when somebody else streams it, or nothing can be kept. Blocks on the disk.
+    pub(crate) fn partial_blob(&self, digest: BlobDigest, stored_len: u64) -> Option<Arc<PartialBlob>> {
+        let partial = Arc::new(PartialBlob::open(&self.shared, digest, stored_len)?);
+        let mut all = lock(&self.streams.partial);
+        all.retain(|partial| partial.strong_count() > 0);
+        all.push(Arc::downgrade(&partial));
+        Some(partial)
+    }
+
+    /// Blobs are kept for convenience: they go before anything else does. Whether anything went.
+    fn give_up_partial(&self) -> bool {
+        let all = std::mem::take(&mut *lock(&self.streams.partial));
+        let went = all
+            .iter()
+            .filter_map(Weak::upgrade)
+            .filter(|partial| partial.give_up());
+        went.count() > 0
     }
 
     /// Makes a streamed file the data of its layer. The caller has verified it against the DiffID and against the digests in `index`.

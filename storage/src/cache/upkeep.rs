@@ -1,7 +1,7 @@
 //! The thread of a cache: what is done in the background.
 //!
 //! Every turn it winds the clock, brings stored chunks to the disk and notes them, takes over what other processes noted
-//! or removed, and evicts when the cache is above its high watermark. It ends with the cache.
+//! or removed, and evicts when the cache is above its high watermark. Now and then it removes blobs that nobody streams any more. It ends with the cache.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::evict::{Evicted, Goal};
 use super::space::{List, Shared};
-use super::{Cache, LayerFiles};
+use super::{Cache, LayerFiles, partial};
 use crate::sync::lock;
 
 /// Time between turns. What a `kill -9` finds not noted is verified and taken over when the layer is opened again, so
@@ -20,6 +20,9 @@ const FLUSH_SECONDS: u32 = 2;
 /// Seconds between writing down when chunks were used, and between looks at what the disk really takes while chunks are
 /// stored.
 const SLOW_SECONDS: u32 = 10;
+
+/// Seconds between looks for blobs that were never complete.
+const TIDY_SECONDS: u32 = 60 * 60;
 
 /// Share of the cache that is given up when the disk is full, at least [`FULL_MIN`].
 const FULL_SHARE: u64 = 16;
@@ -37,6 +40,7 @@ pub(super) fn start(cache: &Arc<Cache>) {
 
 fn run(cache: &Weak<Cache>, shared: &Arc<Shared>) {
     let (mut next_flush, mut next_slow) = (0, 0);
+    let mut next_tidy = shared.clock.now().saturating_add(TIDY_SECONDS);
     let mut stored = 0u64;
     loop {
         let list = shared.errands.wait(TURN);
@@ -56,6 +60,10 @@ fn run(cache: &Weak<Cache>, shared: &Arc<Shared>) {
                 shared.space.measure(&shared.dir);
             }
             next_slow = now.saturating_add(SLOW_SECONDS);
+        }
+        if now >= next_tidy {
+            partial::remove_abandoned(&shared.dir, now.into());
+            next_tidy = now.saturating_add(TIDY_SECONDS);
         }
         cache.make_room(list);
     }
@@ -81,6 +89,7 @@ impl Cache {
         self.shared.clock.wind();
         self.flush();
         self.refresh();
+        partial::remove_abandoned(&self.shared.dir, self.shared.clock.now().into());
         let list = self.shared.errands.take();
         self.make_room(list);
     }

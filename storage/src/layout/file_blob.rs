@@ -122,4 +122,8 @@ impl Blob for FileBlob {
     fn upstream(&self) -> Arc<str> {
         UPSTREAM.into()
     }
+
+    fn is_local(&self) -> bool {
+        true
+    }
 }

@@ -4,15 +4,21 @@
 //! another one, which scans the tar, cuts it into chunks, digests them and writes the plain bytes into the cache (`scanned`). When the
 //! blob has the digest of the manifest and the plain bytes have the DiffID of the config, the file becomes the layer's data in one step,
 //! and its [`LayerIndex`] is kept under the DiffID: the next time the layer needs no byte from the registry. Until then nothing is shown,
-//! and a layer that is wrong, or whose process is killed, leaves nothing; it begins again from its first byte.
+//! and a layer that is wrong leaves nothing. One that was cut, or whose process was killed, leaves the stored bytes that have come (`resume`): it is
+//! decoded again from its first byte, and only what is missing is asked for.
+//!
+//! A layer for which the cache has no place, even after others have made room, gets an index of its blob instead and is lazy (`indexed`).
 //!
 //! The chunks of such a layer cannot be fetched one by one ([`Codec::Streamed`](sluice_format::compression::Codec::Streamed)), unless the
 //! blob is a plain tar. When one of them is lost, the whole blob is streamed again and fills all holes at once (`again`). Memory is bounded
 //! by the window of ranges and two short queues, whatever the length of the layer.
 
 mod again;
+mod counted;
+mod indexed;
 mod pipeline;
 mod ranges;
+mod resume;
 mod scanned;
 #[cfg(test)]
 mod tests;
@@ -27,7 +33,9 @@ use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::{BlobDigest, DiffId, Digest, FormatError, LayerIndex, Limits};
 
 pub(crate) use self::again::{Refill, refill};
+pub use self::counted::CountedProgress;
 pub(crate) use self::ranges::in_order;
+use self::resume::ResumableBlob;
 use self::scanned::{ScannedFile, Scanning};
 use crate::cache::Cache;
 use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, blocking};
@@ -48,6 +56,9 @@ pub trait StreamProgress: Debug + Send + Sync {
 
     /// More bytes of a layer have arrived.
     fn advanced(&self, _layer: BlobDigest, _bytes: u64) {}
+
+    /// So many of the bytes that advance next had been kept since an earlier attempt and were not asked for.
+    fn resumed(&self, _layer: BlobDigest, _bytes: u64) {}
 
     /// A layer is complete, or has failed.
     fn finished(&self, _layer: BlobDigest) {}
@@ -81,7 +92,7 @@ impl Unindexed {
         cache: &Arc<Cache>,
         limits: &Limits,
     ) -> Result<Option<LazyLayer>, Error> {
-        match load(cache, self.diff_id, limits).await? {
+        match load(cache, self, limits).await? {
             Some(made) => self.with(&made, limits).map(Some),
             None => Ok(None),
         }
@@ -146,9 +157,7 @@ pub(crate) async fn stream_layers(
     for layer in layers {
         let made = match streamed.get(&layer.diff_id) {
             Some(made) => made.clone(),
-            None => load(cache, layer.diff_id, limits)
-                .await?
-                .ok_or_else(|| lost(layer))?,
+            None => load(cache, layer, limits).await?.ok_or_else(|| lost(layer))?,
         };
         complete.push(layer.with(&made, limits)?);
     }
@@ -190,7 +199,7 @@ async fn stream_layer(
 ) -> Result<Made, Error> {
     let turn = cache.turn(layer.diff_id);
     let _turn = turn.lock().await;
-    let known = load(cache, layer.diff_id, limits).await?;
+    let known = load(cache, layer, limits).await?;
     if let Some(known) = &known
         && is_complete(layer, cache, limits).await?
     {
@@ -223,7 +232,80 @@ async fn stream_and_keep(
     limits: &Limits,
     progress: &dyn StreamProgress,
 ) -> Result<Made, Error> {
-    let scanned = scan(layer, cache, limits, progress).await?;
+    let made = match indexed::check_place(layer, cache.quota()) {
+        Ok(()) => stream_whole(layer, cache, limits, progress).await,
+        Err(error) => Err(error),
+    };
+    match made {
+        Err(error) if error.kind() == ErrorKind::NoSpace => {
+            index_only(layer, error, cache, limits, progress).await
+        }
+        made => made,
+    }
+}
+
+/// Makes up for missing place with an index of the blob, which lets the layer be read by ranges. Where there can be none, the missing place is the error.
+async fn index_only(
+    layer: &Unindexed,
+    no_space: Error,
+    cache: &Arc<Cache>,
+    limits: &Limits,
+    progress: &dyn StreamProgress,
+) -> Result<Made, Error> {
+    let digest = layer.descriptor.digest;
+    tracing::info!(layer = %layer.diff_id, error = %no_space, "the layer is read once more for an index of its blob");
+    let advanced = |bytes| progress.advanced(digest, bytes);
+    let indexed = indexed::index(layer, limits, &advanced).await;
+    if indexed
+        .as_ref()
+        .is_err_and(|error| error.kind() == ErrorKind::Corrupt)
+    {
+        layer.blob.gave_wrong_bytes();
+    }
+    let Some(index) = indexed? else {
+        return Err(no_space);
+    };
+    tracing::warn!(layer = %layer.diff_id, error = %no_space, "what is read of the layer is fetched when it is read");
+    let (cache, limits) = (cache.clone(), limits.clone());
+    blocking::run("keep an index", move || {
+        let bytes = encode(&index, &limits)?;
+        Ok(keep_index(&cache, index, &bytes, Some(digest)))
+    })
+    .await
+}
+
+async fn stream_whole(
+    layer: &Unindexed,
+    cache: &Arc<Cache>,
+    limits: &Limits,
+    progress: &dyn StreamProgress,
+) -> Result<Made, Error> {
+    let resumable = ResumableBlob::take_up(&layer.blob, cache).await?;
+    let made = match scan(layer, resumable.as_ref(), cache, limits, progress).await {
+        Ok(scanned) => verify_and_keep(layer, scanned, cache, limits).await,
+        Err(error) => Err(error),
+    };
+    let is_of_use = made.as_ref().is_err_and(|error| is_worth_resuming(error.kind()));
+    if let Some(resumable) = resumable.filter(|_| !is_of_use) {
+        resumable.discard().await?;
+    }
+    made
+}
+
+/// Whether what has come of a blob is of use to the next attempt.
+fn is_worth_resuming(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::Unavailable | ErrorKind::Denied | ErrorKind::NotFound | ErrorKind::Io
+    )
+}
+
+async fn verify_and_keep(
+    layer: &Unindexed,
+    scanned: ScannedFile,
+    cache: &Arc<Cache>,
+    limits: &Limits,
+) -> Result<Made, Error> {
     if scanned.diff_id != layer.diff_id {
         return Err(FormatError::Corrupt {
             what: "the plain layer".to_owned(),
@@ -239,24 +321,38 @@ async fn stream_and_keep(
     blocking::run("keep a streamed layer", move || keep(&cache, scanned, &limits)).await
 }
 
-/// Reads the blob through, once more when it is not the one that its digest names.
+/// Reads the blob through, once more when it is not the one that its digest names, and from its source alone then.
 async fn scan(
     layer: &Unindexed,
+    resumable: Option<&ResumableBlob>,
     cache: &Arc<Cache>,
     limits: &Limits,
     progress: &dyn StreamProgress,
 ) -> Result<ScannedFile, Error> {
     let digest = layer.descriptor.digest;
+    let blob = match resumable {
+        Some(resumable) => Arc::new(resumable.clone()),
+        None => layer.blob.clone(),
+    };
     let mut attempts = 1;
     loop {
         let (begun, diff_id, bounds) = (cache.clone(), layer.diff_id, limits.clone());
         let scanning = blocking::run("begin a layer", move || {
             Scanning::new(begun.begin_streamed(diff_id)?, &bounds)
         });
-        let advanced = |bytes| progress.advanced(digest, bytes);
-        let read = pipeline::run(&layer.blob, scanning.await?, limits, &advanced).await?;
+        let advanced = |bytes| {
+            match resumable.map_or(0, ResumableBlob::take_resumed) {
+                0 => {}
+                resumed => progress.resumed(digest, resumed),
+            }
+            progress.advanced(digest, bytes);
+        };
+        let read = pipeline::run(&blob, scanning.await?, limits, &advanced).await?;
         if read.is_intact {
             return read.taken;
+        }
+        if let Some(resumable) = resumable {
+            resumable.discard().await?;
         }
         layer.blob.gave_wrong_bytes();
         if attempts == ATTEMPTS {
@@ -270,30 +366,40 @@ async fn scan(
 /// Puts the plain bytes in place and keeps the index. Blocks.
 fn keep(cache: &Arc<Cache>, scanned: ScannedFile, limits: &Limits) -> Result<Made, Error> {
     let index = scanned.index(limits)?;
+    let bytes = encode(&index, limits)?;
+    cache.adopt(scanned.file, &index)?;
+    Ok(keep_index(cache, index, &bytes, None))
+}
+
+fn encode(index: &LayerIndex, limits: &Limits) -> Result<Vec<u8>, Error> {
     let bytes = index.encode()?;
     FormatError::check_limit(
         "stored length of a layer index",
         bytes.len() as u64,
         limits.index_stored_len,
     )?;
-    let digest = Digest::of(&bytes);
-    let diff_id = index.diff_id;
-    cache.adopt(scanned.file, &index)?;
-    cache.documents().put(&digest, &bytes);
-    cache.documents().put_streamed(&diff_id, &digest);
-    Ok(Made {
+    Ok(bytes)
+}
+
+/// Keeps an index of a layer; one that tells where the chunks lie in `blob` is for that blob only. Blocks.
+fn keep_index(cache: &Arc<Cache>, index: LayerIndex, bytes: &[u8], blob: Option<BlobDigest>) -> Made {
+    let digest = Digest::of(bytes);
+    cache.documents().put(&digest, bytes);
+    cache.documents().put_streamed(&index.diff_id, blob, &digest);
+    Made {
         index: Arc::new(index),
         digest,
-    })
+    }
 }
 
 /// The index that this host has made of a layer.
-async fn load(cache: &Arc<Cache>, diff_id: DiffId, limits: &Limits) -> Result<Option<Made>, Error> {
+async fn load(cache: &Arc<Cache>, layer: &Unindexed, limits: &Limits) -> Result<Option<Made>, Error> {
     let (cache, limits) = (cache.clone(), limits.clone());
+    let (diff_id, blob) = (layer.diff_id, layer.descriptor.digest);
     blocking::run("read the cache", move || {
         let documents = cache.documents();
         let found = documents
-            .streamed(&diff_id)
+            .streamed(&diff_id, &blob)
             .and_then(|digest| Some((digest, documents.load(&digest, limits.index_stored_len)?)));
         Ok(found.and_then(|(digest, bytes)| parse(&bytes, digest, diff_id, &limits)))
     })

@@ -1,5 +1,8 @@
 //! What streaming promises: every compression gives the same layer; what is wrong leaves nothing; what is lost comes again, once.
 
+mod faults;
+mod no_place;
+
 use std::io::Write as _;
 use std::sync::Mutex;
 
@@ -118,7 +121,13 @@ impl Fixture {
     }
 
     fn assert_nothing_kept(&self) {
-        for below in ["layers/sha256", "documents/sha256", "streamed", "streams"] {
+        for below in [
+            "layers/sha256",
+            "documents/sha256",
+            "streamed",
+            "streams",
+            "partial",
+        ] {
             assert_eq!(self.files(below), 0, "{below}");
         }
         let counted = self.cache.used_bytes();
@@ -298,14 +307,6 @@ async fn a_source_that_fails_for_now_is_an_error_that_says_so() {
     let error = fixture.stream(&layer).await.unwrap_err();
     assert!(error.is_temporary(), "{error:?}");
     fixture.stream(&layer).await.unwrap();
-}
-
-#[tokio::test]
-async fn a_cache_without_place_is_an_error_and_keeps_nothing() {
-    let fixture = Fixture::with_quota(Some(4 << 20));
-    let (_, layer) = fixture.layer(gzip(&fixture.plain, usize::MAX));
-    let text = fixture.refused(&layer, ErrorKind::NoSpace).await;
-    assert!(text.contains("has no place"), "{text}");
 }
 
 #[tokio::test]

@@ -147,7 +147,11 @@ impl Blob for FaultyBlob {
                 match fault {
                     Fault::Latency(latency) => sleep(latency).await,
                     Fault::Cut { after } => flow.stop(after, End::Cut),
-                    Fault::FlippedByte { stored_off: at } => flow.bytes[(at - stored.start) as usize] ^= 1,
+                    Fault::FlippedByte { stored_off: at } => {
+                        // Another fault may have taken that byte away.
+                        let byte = flow.bytes.get_mut((at - stored.start) as usize);
+                        byte.into_iter().for_each(|byte| *byte ^= 1);
+                    }
                     Fault::Short { by } => {
                         let kept = (flow.bytes.len() as u64).saturating_sub(by);
                         flow.stop(kept, End::Whole);
