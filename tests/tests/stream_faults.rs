@@ -20,7 +20,9 @@ use sluice_tests::scratch::Scratch;
 
 /// Far longer than streaming may take with the options below, even on a busy machine: whoever passes it hangs.
 const HANG: Duration = Duration::from_secs(120);
-/// Files of a layer, each of so many bytes that do not compress: two ranges and a piece of a third.
+/// What an attempt that fails may lose of each range under way.
+const BLOCK_LEN: u64 = 256 << 10;
+/// Files of a layer, each of so many bytes: two ranges and a piece of a third, where it is not compressed.
 const FILES: u64 = 9;
 const FILE_LEN: u64 = 1_000_000;
 
@@ -356,7 +358,6 @@ fn faults_that_last_are_one_error_that_names_a_blob_and_leave_nothing_wrong() ->
     Fixture::new("stream-lasting")?.stream_under(LASTING)
 }
 
-/// A few cuts more than a transfer puts up with.
 #[test]
 fn attempts_that_are_cut_at_any_byte_each_bring_the_image_nearer() -> Result<()> {
     let fixture = Fixture::new("stream-any-byte")?;
@@ -390,9 +391,11 @@ fn attempts_that_are_cut_at_any_byte_each_bring_the_image_nearer() -> Result<()>
     ensure!(attempts <= 40, "attempts do not bring it nearer: {attempts}");
     let moved = registry.traffic().bytes(Class::Blob);
     let whole: u64 = fixture.image.layers.iter().map(|layer| layer.stored_len).sum();
+    // Of two layers at a time, four ranges each; and a layer up to 1 MiB begins again.
+    let lost = failed * (2 * 4 * BLOCK_LEN + (1 << 20));
     ensure!(
-        moved < whole * 13 / 10,
-        "{moved} bytes were moved for an image of {whole}\n{}",
+        moved < whole + lost,
+        "{moved} bytes were moved for an image of {whole} in {attempts} attempts\n{}",
         registry.traffic().describe()
     );
     Ok(())
