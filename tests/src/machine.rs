@@ -125,6 +125,14 @@ impl Machine {
         self.disk.directory.join("root")
     }
 
+    /// Whether it has a control group in any hierarchy.
+    fn has_groups(&self) -> bool {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
+        let mut hierarchies = hierarchies.map(|hierarchy| hierarchy.path());
+        root.join(&self.group).exists() || hierarchies.any(|hierarchy| hierarchy.join(&self.group).exists())
+    }
+
     /// Runs a line of shell on it as root; gives what it printed.
     ///
     /// # Errors
@@ -146,7 +154,8 @@ impl Drop for Machine {
         let _ = self.outside.wait();
         // A group goes away when its last process has.
         let _ = process::wait_until("end of the machine's processes", START, || {
-            process::run(Command::new("sh").args(["-c", LEAVE, &self.group])).is_ok()
+            let _ = process::output(Command::new("sh").args(["-c", LEAVE, &self.group]));
+            !self.has_groups()
         });
     }
 }
