@@ -4,7 +4,6 @@
 //! groups and the host name. Its network is that of the host, so a registry on a loopback address of a test is one there too.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::scratch::Disk;
+use crate::systemd::{ENTER, LEAVE};
 use crate::{debian, document, prerequisites, process};
 
 /// How long it may take to start.
@@ -20,11 +20,8 @@ const START: Duration = Duration::from_secs(60);
 /// Where programs are, `cargo install` of root first.
 const PATH: &str = "/root/.cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// Puts itself into the control group `$0` and becomes `$@`.
-const ENTER: &str = r#"mkdir "$0" && echo $$ >"$0/cgroup.procs" && exec "$@""#;
-
 /// Makes the directory `$0` the root and starts its first process. The kernel's settings, which belong to the host, can only be
-/// read.
+/// read. Control groups are in the same hierarchies as on the host, whose controllers can be in one only.
 const BOOT: &str = r#"
 set -e
 mount --make-rprivate /
@@ -34,7 +31,21 @@ mount -t proc proc proc
 mount --bind proc/sys proc/sys
 mount -o remount,bind,ro proc/sys
 mount -t sysfs sysfs sys
-mount -t cgroup2 cgroup2 sys/fs/cgroup
+if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
+    mount -t cgroup2 cgroup2 sys/fs/cgroup
+else
+    mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup
+    for hierarchy in /sys/fs/cgroup/*; do
+        name=${hierarchy##*/}
+        if [ -L "$hierarchy" ] || [ ! -e "$hierarchy/cgroup.procs" ]; then continue; fi
+        mkdir "sys/fs/cgroup/$name"
+        case $name in
+        unified) mount -t cgroup2 cgroup2 sys/fs/cgroup/unified ;;
+        systemd) mount -t cgroup -o none,name=systemd cgroup sys/fs/cgroup/systemd ;;
+        *) mount -t cgroup -o "$name" cgroup "sys/fs/cgroup/$name" ;;
+        esac
+    done
+fi
 mount -t tmpfs -o mode=755 tmpfs dev
 for node in null zero full random urandom tty fuse loop-control; do
     [ ! -e "/dev/$node" ] || cp -a "/dev/$node" dev
@@ -54,7 +65,8 @@ pub struct Machine {
     outside: Child,
     /// Its first process, as the host numbers it.
     init: u32,
-    group: PathBuf,
+    /// Its control group.
+    group: String,
     disk: Disk,
 }
 
@@ -69,9 +81,9 @@ impl Machine {
         let disk = Disk::new("machine")?;
         let root = disk.directory.join("root");
         process::run(Command::new("cp").arg("-a").arg(installed()?).arg(&root))?;
-        let group = unified_hierarchy().join(format!("sluice-test-{}", std::process::id()));
+        let group = format!("sluice-test-machine-{}", std::process::id());
         let mut command = Command::new("sh");
-        command.args(["-c", ENTER]).arg(&group);
+        command.args(["-c", ENTER, &group]);
         command.args([
             "unshare",
             "--mount",
@@ -113,6 +125,14 @@ impl Machine {
         self.disk.directory.join("root")
     }
 
+    /// Whether it has a control group in any hierarchy.
+    fn has_groups(&self) -> bool {
+        let root = Path::new("/sys/fs/cgroup");
+        let hierarchies = fs::read_dir(root).into_iter().flatten().flatten();
+        let mut hierarchies = hierarchies.map(|hierarchy| hierarchy.path());
+        root.join(&self.group).exists() || hierarchies.any(|hierarchy| hierarchy.join(&self.group).exists())
+    }
+
     /// Runs a line of shell on it as root; gives what it printed.
     ///
     /// # Errors
@@ -132,26 +152,11 @@ impl Drop for Machine {
         // Its first process ends with it, and everything else with that.
         let _ = self.outside.kill();
         let _ = self.outside.wait();
-        let gone = process::wait_until("end of the machine's processes", START, || {
-            let groups = Command::new("find")
-                .arg(&self.group)
-                .args(["-depth", "-type", "d", "-exec", "rmdir", "{}", "+"])
-                .stderr(std::process::Stdio::null())
-                .status();
-            groups.is_ok_and(|status| status.success())
+        // A group goes away when its last process has.
+        let _ = process::wait_until("end of the machine's processes", START, || {
+            let _ = process::output(Command::new("sh").args(["-c", LEAVE, &self.group]));
+            !self.has_groups()
         });
-        if let Err(error) = gone {
-            let _ = writeln!(std::io::stderr(), "{}: {error:#}", self.group.display());
-        }
-    }
-}
-
-/// The root of the control groups that systemd uses in this machine.
-fn unified_hierarchy() -> &'static Path {
-    let beside_others = Path::new("/sys/fs/cgroup/unified");
-    match beside_others.is_dir() {
-        true => beside_others,
-        false => Path::new("/sys/fs/cgroup"),
     }
 }
 

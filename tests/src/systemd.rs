@@ -24,7 +24,7 @@ const INSIDE: &str = "SLUICE_TEST_INSIDE";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Puts itself into a control group `$0` of each hierarchy and becomes `$@`.
-const ENTER: &str = r#"
+pub(crate) const ENTER: &str = r#"
 for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
     hierarchy=${procs%/cgroup.procs}
     [ -f "$procs" ] && [ ! -e "$hierarchy/cgroup.type" ] || continue
@@ -39,7 +39,7 @@ exec "$@"
 "#;
 
 /// Removes the control groups `$0`.
-const LEAVE: &str = r#"
+pub(crate) const LEAVE: &str = r#"
 for group in "/sys/fs/cgroup/$0" /sys/fs/cgroup/*/"$0"; do
     [ ! -d "$group" ] || find "$group" -depth -type d -exec rmdir {} +
 done

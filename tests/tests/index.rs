@@ -211,7 +211,7 @@ fn with_chunks(
     }
     let chunks = ChunkTable::with_windows(chunks, kept, index.plain_len(), &Limits::default())?;
     let mut changed = index.clone();
-    changed.chunks = std::sync::Arc::new(chunks);
+    changed.chunks = chunks.into();
     Ok(changed)
 }
 

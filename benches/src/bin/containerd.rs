@@ -35,7 +35,7 @@ use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::installed::{self, Service};
 use sluice_tests::process;
 use sluice_tests::scratch::Disk;
-use sluice_tests::snapshots::Client;
+use sluice_tests::snapshots::{Client, Labels};
 
 /// Name of our snapshotter in containerd's configuration.
 const SLUICE: &str = "sluice";
@@ -297,12 +297,12 @@ impl Bench {
         .with_context(|| installed::log(state).unwrap_or_default())
     }
 
-    /// Has the whole image fetched while a container of it is there.
+    /// Has the whole image fetched.
     fn fill(&self, host: &SluiceHost) -> anyhow::Result<()> {
         self.pull(&host.containerd)?;
-        let image = reference(&self.args.image);
-        Started::new(&host.containerd, SLUICE, image, &self.args.ready)?.end()?;
         let state = &self.disk.directory;
+        // Keeps the image mounted, as a container that goes on would.
+        prepare_topmost(state)?;
         process::wait_until("arrival of the whole image", FILL, || {
             installed::log(state).is_ok_and(|log| log.contains(FILLED))
         })
@@ -395,6 +395,22 @@ fn remove(directory: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
         outcome => outcome.with_context(|| format!("removing {}", directory.display())),
     }
+}
+
+/// Makes a snapshot on the one image that was pulled. containerd, which does not know it, takes it away when it collects garbage.
+fn prepare_topmost(state: &Path) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let client = Client::connect(&installed::socket(state), SLUICE, "default").await?;
+        let layers = client.list(&["kind==committed"]).await?;
+        let is_topmost = |name: &str| layers.iter().all(|layer| layer.parent != name);
+        let topmost = layers.iter().find(|layer| is_topmost(&layer.name));
+        let topmost = topmost.context("no layer was pulled")?;
+        client.prepare("fill", &topmost.name, &Labels::new()).await?;
+        anyhow::Ok(())
+    })
 }
 
 /// Takes away the mounts that a container left which has ended.
