@@ -215,6 +215,21 @@ impl PartialBlob {
         self.empty(&mut lock(&self.log))
     }
 
+    /// Leaves the file to the next stream, also while a block of this one waits for a thread to write it; that block is not kept.
+    pub(crate) fn let_go(&self) {
+        let mut log = lock(&self.log);
+        match &*log {
+            Some(kept) if kept.blocks.is_empty() => {
+                self.empty(&mut log);
+            }
+            Some(_) => {
+                *log = None;
+                let _ = self.file.unlock();
+            }
+            None => {}
+        }
+    }
+
     fn empty(&self, log: &mut Option<Log>) -> bool {
         let was_kept = log.is_some();
         if log.take().is_some() {

@@ -281,6 +281,7 @@ async fn stream_whole(
     progress: &dyn StreamProgress,
 ) -> Result<Made, Error> {
     let resumable = ResumableBlob::take_up(&layer.blob, cache).await?;
+    let _hold = resumable.as_ref().map(ResumableBlob::hold);
     let made = match scan(layer, resumable.as_ref(), cache, limits, progress).await {
         Ok(scanned) => verify_and_keep(layer, scanned, cache, limits).await,
         Err(error) => Err(error),

@@ -62,6 +62,11 @@ impl ResumableBlob {
         self.resumed.swap(0, Ordering::Relaxed)
     }
 
+    /// What has to last as long as the stream.
+    pub(super) fn hold(&self) -> Hold {
+        Hold(self.partial.clone())
+    }
+
     /// The blob is not needed any more, or not worth keeping.
     pub(super) async fn discard(&self) -> Result<(), Error> {
         let partial = self.partial.clone();
@@ -70,6 +75,15 @@ impl ResumableBlob {
             Ok(())
         })
         .await
+    }
+}
+
+/// Lets go of what is kept when the stream ends, however it does.
+pub(super) struct Hold(Arc<PartialBlob>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.let_go();
     }
 }
 

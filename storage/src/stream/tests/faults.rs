@@ -54,7 +54,7 @@ async fn what_came_before_a_cut_is_not_asked_for_again_whatever_the_compression(
         let fixture = Fixture::new();
         let (blob, layer) = fixture.layer(stored);
         let len = blob.stored_len();
-        // Of four ranges under way at once each brings some.
+        // Of the ranges under way at once each brings some.
         blob.inject(Fault::Cut { after: 1_500_000 }, Times::Always);
         let error = fixture.stream(&layer).await.unwrap_err();
         assert!(error.is_temporary(), "{name}: {error:?}");
@@ -298,20 +298,15 @@ async fn a_stream_that_is_dropped_in_a_stall_is_taken_up_where_it_was() {
     tokio::select! {
         ended = fixture.stream(&layer) => panic!("{ended:?}"),
         () = async {
-            while kept(&fixture) < 3_500_000 {
+            while kept(&fixture) < 2_500_000 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         } => {}
-    }
-    // What the dropped stream had given to other threads lets go in its own time.
-    let (digest, stored_len) = (layer.descriptor.digest, blob.stored_len());
-    while fixture.cache.partial_blob(digest, stored_len).is_none() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     blob.heal();
     let before = blob.requests().len();
     let streamed = fixture.stream(&layer).await.unwrap();
     let again = asked(&blob, before);
-    assert!(again < stored_len - 3_000_000, "{again}");
+    assert!(again < blob.stored_len() - 2_300_000, "{again}");
     fixture.assert_whole(&streamed, "stalled");
 }
