@@ -332,13 +332,17 @@ fn privileged_an_image_without_indexes_is_streamed_and_claimed_over_fuse() -> Re
 }
 
 #[test]
-fn privileged_an_image_that_the_cache_has_no_place_for_is_left_to_containerd() -> Result<()> {
+fn privileged_an_image_that_the_cache_has_no_place_for_is_served_lazily() -> Result<()> {
     let source = Scratch::new("engine-source")?;
     let image = builder()?.write(&source.join("source"), "c")?;
     let registry = CountingRegistry::serve(&image.layout)?;
     let quota = ["--cache-quota", "20000000"];
     let host = Host::start_with(Release::One, &registry.address(), "auto", &quota)?;
-    ensure!(host.pull()? == (4, 0), "no layer is served");
+    let (layers, served) = host.pull()?;
+    ensure!(
+        layers == 4 && served > 0,
+        "{served} of {layers} layers are served"
+    );
     host.run("ordinary")?;
     host.remove_image()
 }
