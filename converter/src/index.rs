@@ -7,15 +7,15 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::artifact::INDEX_ANNOTATION;
-use sluice_format::stored::{LayerPass, StoredForm, StoredLayer};
+use sluice_format::stored::StoredLayer;
 use sluice_format::{BlobDigest, DiffId, FormatError, Limits};
 use sluice_storage::attached::{IndexedLayer, push_indexes};
 use sluice_storage::blob::stream_whole;
-use sluice_storage::decompress::Compression;
+use sluice_storage::decompress::index_pass;
 use sluice_storage::documents::ImageConfig;
 use sluice_storage::{Descriptor, Repository, ResolvedImage, StreamProgress, WritableRepository};
 use tokio::sync::mpsc;
@@ -133,7 +133,7 @@ async fn index_layer(
     progress.started(layer.digest, layer.size);
     let (pieces, to_pass) = mpsc::channel(QUEUE);
     let bounds = limits.clone();
-    let passing = spawn_blocking(move || pass(to_pass, &bounds));
+    let passing = spawn_blocking(move || Ok(index_pass(to_pass, &bounds)?));
     let fed = feed(source, layer, pieces, progress).await;
     let passed = joined(passing.await);
     progress.finished(layer.digest);
@@ -164,27 +164,6 @@ async fn feed(
         }
     }
     Ok(())
-}
-
-/// Blocks; runs on its own thread.
-fn pass(mut pieces: mpsc::Receiver<Bytes>, limits: &Limits) -> Result<StoredLayer, Error> {
-    let mut first = BytesMut::new();
-    while first.len() < Compression::MAGIC_LEN
-        && let Some(piece) = pieces.blocking_recv()
-    {
-        first.extend_from_slice(&piece);
-    }
-    let form = match Compression::of(&first)? {
-        Compression::Plain => StoredForm::Plain,
-        Compression::Gzip => StoredForm::Gzip,
-        Compression::Zstd => StoredForm::Zstd,
-    };
-    let mut pass = LayerPass::new(form, limits)?;
-    pass.push(&first)?;
-    while let Some(piece) = pieces.blocking_recv() {
-        pass.push(&piece)?;
-    }
-    Ok(pass.finish()?)
 }
 
 fn verify(stored: &StoredLayer, layer: &Descriptor, diff_id: DiffId) -> Result<(), Error> {

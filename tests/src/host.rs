@@ -3,14 +3,13 @@
 use std::fs;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::process::Child;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 
 use crate::containerd::{Containerd, Proxy, Release};
-use crate::images::{Entry, Layer};
 use crate::scratch::Scratch;
 use crate::{process, sluice};
 
@@ -96,21 +95,4 @@ impl Host {
     pub fn ctr(&self, arguments: &[&str]) -> Result<String> {
         process::run(&mut self.containerd.ctr(arguments.iter().copied())).with_context(|| self.log())
     }
-}
-
-/// A layer with a shell and the libraries that it loads.
-///
-/// # Errors
-/// When this machine has none.
-pub fn shell() -> Result<Layer> {
-    let loaded = process::run(Command::new("ldd").arg("/bin/dash"))?;
-    let libraries = loaded
-        .split_ascii_whitespace()
-        .filter(|word| word.starts_with('/'));
-    let mut layer = Layer::of([Entry::file("bin/sh", fs::read("/bin/dash")?).mode(0o755)]);
-    for library in libraries {
-        let name = library.trim_start_matches('/');
-        layer = layer.entry(Entry::file(name, fs::read(library)?).mode(0o755));
-    }
-    Ok(layer)
 }

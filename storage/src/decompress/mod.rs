@@ -5,6 +5,7 @@
 //! [`Limits::layer_plain_len`] and leaves in pieces of equal length, so a decompression bomb makes no memory grow. Everything here
 //! blocks and belongs on a thread of its own.
 
+mod pass;
 mod stored;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use sluice_format::{FormatError, Limits, artifact};
 use thiserror::Error as ThisError;
 
+pub use self::pass::index_pass;
 pub use self::stored::StoredReader;
 use crate::{Error, ErrorKind};
 

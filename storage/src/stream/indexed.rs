@@ -1,20 +1,19 @@
 //! A layer for whose plain bytes the cache has no place: an index of its blob as it is, instead.
 //!
-//! The blob is read once more, and nothing of it is kept but its tree and the places where decoding can begin again ([`LayerPass`]). The layer is then as
+//! The blob is read once more, and nothing of it is kept but its tree and the places where decoding can begin again ([`index_pass`]). The layer is then as
 //! lazy as one with an attached index, and keeps in the cache what there is place for. A layer that cannot be decoded from the middle (one
 //! long zstd frame, say) has no such index; then the missing place stays the error.
 
-use bytes::Bytes;
 use futures_util::TryStreamExt as _;
-use sluice_format::stored::{LayerPass, StoredForm, StoredLayer};
+use sluice_format::stored::StoredLayer;
 use sluice_format::{FormatError, LayerIndex, Limits};
 use tokio::sync::mpsc;
 
 use super::{Unindexed, ranges};
-use crate::decompress::Compression;
+use crate::decompress::index_pass;
 use crate::{Error, ErrorKind, blocking};
 
-/// Ranges of stored bytes that wait for the pass.
+/// Pieces of stored bytes that wait for the pass.
 const QUEUE: usize = 1;
 
 /// Reads the blob of a layer through and gives its index; `None` for a layer that cannot be decoded from the middle.
@@ -28,7 +27,9 @@ pub(super) async fn index(
 ) -> Result<Option<LayerIndex>, Error> {
     let (to_pass, pieces) = mpsc::channel(QUEUE);
     let bounds = limits.clone();
-    let passing = tokio::spawn(blocking::run("index a layer", move || pass(pieces, &bounds)));
+    let passing = tokio::spawn(blocking::run("index a layer", move || {
+        Ok(index_pass(pieces, &bounds)?)
+    }));
     let mut arriving = ranges::in_order(&layer.blob);
     while let Some(piece) = arriving.try_next().await? {
         advanced(piece.len() as u64);
@@ -64,23 +65,6 @@ fn verify(layer: &Unindexed, stored: &StoredLayer) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// Blocks.
-fn pass(mut pieces: mpsc::Receiver<Bytes>, limits: &Limits) -> Result<StoredLayer, Error> {
-    // Ranges are longer than any magic.
-    let first = pieces.blocking_recv().unwrap_or_default();
-    let form = match Compression::of(&first)? {
-        Compression::Plain => StoredForm::Plain,
-        Compression::Gzip => StoredForm::Gzip,
-        Compression::Zstd => StoredForm::Zstd,
-    };
-    let mut pass = LayerPass::new(form, limits)?;
-    pass.push(&first)?;
-    while let Some(piece) = pieces.blocking_recv() {
-        pass.push(&piece)?;
-    }
-    Ok(pass.finish()?)
 }
 
 /// The layer does not fit: said before anything is read when the stored bytes alone are too many.
