@@ -73,3 +73,25 @@ impl Drop for Started<'_> {
         }
     }
 }
+
+/// Does ours and the peer's part of each round. Who begins changes from round to round: what runs first finds another machine than what runs last.
+///
+/// # Errors
+/// The first failure of either.
+pub fn in_turn<B>(
+    bench: &mut B,
+    rounds: usize,
+    ours: impl Fn(&mut B) -> anyhow::Result<()>,
+    peer: impl Fn(&mut B) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    for round in 0..rounds {
+        if round % 2 == 0 {
+            ours(bench)?;
+            peer(bench)?;
+        } else {
+            peer(bench)?;
+            ours(bench)?;
+        }
+    }
+    Ok(())
+}

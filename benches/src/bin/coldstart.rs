@@ -28,7 +28,7 @@ use sluice_benches::command::{drop_caches_but, sluice};
 use sluice_benches::container::{Container, EntryPoint};
 use sluice_benches::link::LinkArgs;
 use sluice_benches::mounted::Mounted;
-use sluice_benches::started::{PROGRAMS, Started};
+use sluice_benches::started::{PROGRAMS, Started, in_turn};
 use sluice_benches::stats::Stats;
 use sluice_benches::table::{Table, mb, say};
 use sluice_benches::{median, ratio, spread};
@@ -126,17 +126,8 @@ fn main() -> anyhow::Result<()> {
         starts: Vec::new(),
         args,
     };
-    for round in 0..bench.args.rounds {
-        // What runs first finds another machine than what runs last.
-        let peer_first = round % 2 == 1;
-        if peer_first {
-            bench.start_peer()?;
-        }
-        bench.start_sluice()?;
-        if !peer_first {
-            bench.start_peer()?;
-        }
-    }
+    let rounds = bench.args.rounds;
+    in_turn(&mut bench, rounds, Bench::start_sluice, Bench::start_peer)?;
     bench.report()
 }
 

@@ -28,7 +28,7 @@ use clap::Parser;
 use serde_json::json;
 use sluice_benches::command::{drop_caches_but, sluice};
 use sluice_benches::link::LinkArgs;
-use sluice_benches::started::{PROGRAMS, Started};
+use sluice_benches::started::{PROGRAMS, Started, in_turn};
 use sluice_benches::table::{Table, mb, say};
 use sluice_benches::{median, ratio, spread};
 use sluice_tests::containerd::{Containerd, Proxy, Release};
@@ -162,17 +162,8 @@ fn main() -> anyhow::Result<()> {
         starts: Vec::new(),
         args,
     };
-    for round in 0..bench.args.rounds {
-        // What runs first finds another machine than what runs last.
-        let peer_first = round % 2 == 1;
-        if peer_first {
-            bench.start_peer()?;
-        }
-        bench.start_sluice()?;
-        if !peer_first {
-            bench.start_peer()?;
-        }
-    }
+    let rounds = bench.args.rounds;
+    in_turn(&mut bench, rounds, Bench::start_sluice, Bench::start_peer)?;
     bench.report()
 }
 

@@ -205,14 +205,6 @@ impl WritableRepository for Layout {
         .boxed()
     }
 
-    fn mount_blob<'a>(
-        &'a self,
-        _digest: &'a BlobDigest,
-        _from_repository: &'a str,
-    ) -> BoxFuture<'a, Result<bool, Error>> {
-        futures_util::future::ready(Ok(false)).boxed()
-    }
-
     fn begin_blob(&self) -> BoxFuture<'_, Result<Box<dyn BlobWriter>, Error>> {
         let dir = self.dir.clone();
         blocking::run("begin a blob", move || {

@@ -162,14 +162,6 @@ impl WritableRepository for MemoryRepository {
         async move { Ok(has) }.boxed()
     }
 
-    fn mount_blob<'a>(
-        &'a self,
-        _digest: &'a BlobDigest,
-        _from_repository: &'a str,
-    ) -> BoxFuture<'a, Result<bool, Error>> {
-        async { Ok(false) }.boxed()
-    }
-
     fn begin_blob(&self) -> BoxFuture<'_, Result<Box<dyn BlobWriter>, Error>> {
         let writer = MemoryWriter {
             repository: self.clone(),

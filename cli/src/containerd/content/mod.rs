@@ -136,14 +136,6 @@ impl WritableRepository for ContentStore {
         .boxed()
     }
 
-    fn mount_blob<'a>(
-        &'a self,
-        _digest: &'a BlobDigest,
-        _from_repository: &'a str,
-    ) -> BoxFuture<'a, Result<bool, Error>> {
-        futures_util::future::ready(Ok(false)).boxed()
-    }
-
     fn begin_blob(&self) -> BoxFuture<'_, Result<Box<dyn BlobWriter>, Error>> {
         let upload = Upload::begin(&self.client, &self.unfinished);
         futures_util::future::ready(Ok(Box::new(upload) as Box<dyn BlobWriter>)).boxed()
