@@ -380,17 +380,20 @@ impl Host {
         self.wait_connected()?;
         self.ctr(&["images", "rm", "--sync", &self.reference])?;
         let snapshots = self.directory.join("root/snapshots");
+        let mounted = self.directory.join("root/mounted");
         process::wait_until("removal of everything", PATIENCE, || {
             let mounts = mountinfo::mounts_under(&self.directory);
+            // A record goes when the kernel has ended its file system, which may be well after the mount is gone.
             fs::read_dir(&snapshots).map_or(0, Iterator::count) == 0
                 && mounts.is_ok_and(|left| left.is_empty())
+                && names(&mounted).is_ok_and(|records| records == ["lock"])
         })
         .with_context(|| format!("{:?}\n{}", mountinfo::mounts_under(&self.directory), self.log()))?;
         self.stop_service()?;
         let left = process::marked(self.directory.as_os_str());
         ensure!(left.is_empty(), "processes are left: {left:?}");
         mountinfo::assert_nothing_under(&self.directory)?;
-        let records = names(&self.directory.join("root/mounted"))?;
+        let records = names(&mounted)?;
         ensure!(records == ["lock"], "records are left: {records:?}");
         if self.keeper == Keeper::Supervisor {
             let left = names(&self.directory.join("run"))?;
