@@ -148,3 +148,30 @@ async fn privileged_a_cache_that_fills_the_disk_gives_some_of_it_back() {
         }
     }
 }
+
+#[test]
+fn privileged_what_one_process_cannot_store_takes_nothing_from_another() {
+    let disk = SmallDisk::mount();
+    let sample = SampleLayer::new(CHUNKS, CHUNK_LEN, 0);
+    let plain = |chunk: usize| &sample.plain[chunk * CHUNK_LEN..(chunk + 1) * CHUNK_LEN];
+    let caches = [open(&disk.path()), open(&disk.path())];
+    let [full, other] = caches.each_ref().map(|cache| cache.layer(&sample.layer.index));
+    let (even, odd) = ((0..CHUNKS).step_by(2), (1..CHUNKS).step_by(2));
+    for chunk in odd.clone() {
+        assert!(other.store_chunk(chunk, plain(chunk)));
+    }
+    // Given to the disk, so that the ballast leaves nothing; not noted, so that only their process knows of them.
+    nix::unistd::sync();
+    disk.fill(0);
+    for chunk in even {
+        caches[0].advance_clock(60);
+        assert!(
+            !full.store_chunk(chunk, plain(chunk)),
+            "chunk {chunk} has no place"
+        );
+    }
+    for chunk in odd {
+        let bytes = other.read_chunk(chunk).expect("it was stored");
+        assert!(bytes == plain(chunk), "chunk {chunk} is another's");
+    }
+}

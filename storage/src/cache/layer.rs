@@ -325,13 +325,22 @@ impl LayerFiles {
 
     /// Takes back chunks that could not be written or synced.
     fn undo(&self, files: &OpenFiles, chunks: &[usize]) {
-        let unnote = || files.presence.remove(chunks);
-        if let Err(error) = self.remove(files, chunks, unnote) {
+        if let Err(error) = self.withdraw(files, chunks) {
             self.failed(&error);
         }
     }
 
-    /// Removes chunks and punches them out; what that freed is accounted for.
+    /// Removes chunks of a layer that other processes may use. They may trust chunks that this one does not know of, so bytes are
+    /// only taken away when there are none; otherwise they stay until the layer is recovered.
+    fn withdraw(&self, files: &OpenFiles, chunks: &[usize]) -> io::Result<()> {
+        let unnote = || files.presence.remove(chunks);
+        match files.presence.try_alone()? {
+            Some(_alone) => self.remove(files, chunks, unnote).map(drop),
+            None => self.states.remove(chunks, unnote, |_| ()),
+        }
+    }
+
+    /// Removes chunks and punches them out, as the only user; what that freed is accounted for.
     fn remove(
         &self,
         files: &OpenFiles,
@@ -443,7 +452,7 @@ impl LayerFiles {
     pub(super) fn refuse(&self, files: &OpenFiles) -> io::Result<()> {
         self.refused.store(true, Ordering::Relaxed);
         let all: Vec<usize> = (0..self.cuts.len()).collect();
-        self.remove(files, &all, || files.presence.remove(&all))?;
+        self.withdraw(files, &all)?;
         files.presence.mark(REFUSED)
     }
 }
