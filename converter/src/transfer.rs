@@ -8,9 +8,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use sluice_format::{BlobDigest, Hasher};
-use sluice_storage::{
-    Blob, ByteStream, Descriptor, ErrorKind, WritableRepository, stream_in_ranges, stream_whole,
-};
+use sluice_storage::{Blob, ByteStream, Descriptor, WritableRepository, stream_in_ranges};
 
 use crate::{Error, Source, Target};
 
@@ -76,12 +74,6 @@ pub(crate) async fn copy(
             blob.gave_wrong_bytes();
             tracing::warn!(blob = %blob.digest(), %error, "a blob is fetched once more");
             copy_bytes(stream_in_ranges(blob), blob, target, advanced).await
-        }
-        // Without ranges there is still the whole.
-        Err(Error::Unreadable { source, .. }) if source.kind() == ErrorKind::Unsupported => {
-            let whole = stream_whole(blob.as_ref()).await;
-            let whole = whole.map_err(|error| unreadable(blob, error))?;
-            copy_bytes(whole, blob, target, advanced).await
         }
         outcome => outcome,
     }

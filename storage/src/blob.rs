@@ -5,8 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::future::BoxFuture;
+use futures_util::future::{self, BoxFuture};
 use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use sluice_format::BlobDigest;
 
 use crate::{Error, ErrorKind};
@@ -74,8 +75,23 @@ pub async fn stream_whole(blob: &dyn Blob) -> Result<ByteStream, Error> {
     blob.stream(0..blob.stored_len()).await
 }
 
-/// All bytes of a blob in order, fetched in a few ranges side by side, since one connection seldom fills a link. Keeps a bounded number of
-/// bytes in memory.
+/// The bytes of a blob from `stored_off` on, from a source that knows no ranges: what comes before is received and dropped.
+///
+/// # Errors
+/// As [`Blob::stream`].
+pub(crate) async fn stream_rest_of_whole(blob: &dyn Blob, stored_off: u64) -> Result<ByteStream, Error> {
+    let mut to_skip = stored_off;
+    let rest = stream_whole(blob).await?.map_ok(move |mut piece| {
+        let skipped = to_skip.min(piece.len() as u64);
+        to_skip -= skipped;
+        piece.split_off(skipped as usize)
+    });
+    let rest = rest.try_filter(|piece| future::ready(!piece.is_empty()));
+    Ok(rest.boxed())
+}
+
+/// All bytes of a blob in order, fetched in a few ranges side by side, since one connection seldom fills a link, or at once
+/// from a source that knows no ranges. Keeps a bounded number of bytes in memory.
 pub fn stream_in_ranges(blob: &Arc<dyn Blob>) -> ByteStream {
     crate::stream::in_order(blob)
 }

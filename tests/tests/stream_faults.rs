@@ -47,15 +47,20 @@ struct Fixture {
 
 impl Fixture {
     fn new(name: &str) -> Result<Self> {
+        Self::of(
+            name,
+            [
+                layer(0, FILES),
+                layer(20, FILES).compression(Compression::Zstd),
+                layer(40, FILES).compression(Compression::None),
+            ],
+        )
+    }
+
+    fn of(name: &str, layers: impl IntoIterator<Item = Layer>) -> Result<Self> {
         let scratch = Scratch::new(name)?;
-        let layer = |from: u64| {
-            let files = from..from + FILES;
-            Layer::of(files.map(|at| Entry::generated(format!("file-{at:02}"), FILE_LEN, at)))
-        };
         let image = ImageBuilder::new()
-            .layer(layer(0))
-            .layer(layer(20).compression(Compression::Zstd))
-            .layer(layer(40).compression(Compression::None))
+            .layers(layers)
             .write(&scratch.join("source"), "f")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -123,6 +128,12 @@ impl Fixture {
         }
         Ok(())
     }
+}
+
+/// A layer of generated files.
+fn layer(from: u64, files: u64) -> Layer {
+    let files = from..from + files;
+    Layer::of(files.map(|at| Entry::generated(format!("file-{at:02}"), FILE_LEN, at)))
 }
 
 fn options() -> RegistryOptions {
@@ -399,4 +410,28 @@ fn attempts_that_are_cut_at_any_byte_each_bring_the_image_nearer() -> Result<()>
         registry.traffic().describe()
     );
     Ok(())
+}
+
+/// Ranges near the beginning of a blob can be cut out of an answer with the whole of it; those further back cannot.
+#[test]
+fn a_long_layer_is_streamed_from_a_registry_without_ranges() -> Result<()> {
+    let fixture = Fixture::of("stream-no-ranges", [layer(0, 48).compression(Compression::None)])?;
+    let cases: [Case; 2] = [
+        (
+            "200 for 206",
+            || FaultSet::none().with(Fault::WholeBlob),
+            Expected::Layers,
+        ),
+        (
+            "200 for 206 and cut",
+            || {
+                FaultSet::none().with(Fault::WholeBlob).with(Fault::CutAfter {
+                    bytes: 30_000_000,
+                    times: Countdown::times(4),
+                })
+            },
+            Expected::Layers,
+        ),
+    ];
+    fixture.stream_under(&cases)
 }

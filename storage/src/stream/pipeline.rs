@@ -108,7 +108,7 @@ async fn feed(
                 }
                 _ => break,
             },
-            arrived = pieces.arrive(), if pieces.is_under_way() => arrived?,
+            arrived = pieces.arrive(), if pieces.has_room() => arrived?,
         }
     }
     Ok(())

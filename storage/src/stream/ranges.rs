@@ -4,8 +4,11 @@
 //! for seconds. (Measured with four of them on a link of 1 Gbit/s: a part takes 76 ms at the median, the slowest one 1.9 s.) Bytes
 //! in order wait for the slowest. So when a part is complete and the first one that is not was much slower so far, the
 //! rest of that one is asked for again, which goes over the connection that has just shown to be fast.
+//!
+//! A source that knows no ranges is asked for the whole blob instead, once that shows.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +18,7 @@ use futures_util::stream::{BoxStream, SelectAll};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::time::Instant;
 
+use crate::blob::stream_rest_of_whole;
 use crate::{Blob, ByteStream, Error, ErrorKind};
 
 /// Stored length of a part: at 100 MB/s some eighty milliseconds, so that asking costs little beside it.
@@ -30,6 +34,9 @@ const WINDOW: u64 = 32 << 20;
 /// A part is slow when a complete one was so many times as fast.
 const SLOWER: f64 = 2.0;
 
+/// And when it has fallen so many bytes behind: pieces come in any size, so of short parts one is soon twice as fast.
+const BEHIND: f64 = (PART_LEN / 4) as f64;
+
 /// The bytes of a blob that have arrived and those under way. A transfer that breaks is resumed by the blob itself, at the byte where it
 /// broke.
 pub(super) struct InOrder {
@@ -42,6 +49,8 @@ pub(super) struct InOrder {
     /// The first byte that the reader has not taken.
     taken_off: u64,
     bodies_begun: u64,
+    /// The source knows no ranges: one body brings all that is missing.
+    is_whole: bool,
 }
 
 /// A range of the blob.
@@ -59,6 +68,18 @@ struct Part {
 }
 
 impl Part {
+    fn begun(body: u64, abort: AbortHandle, stored: Range<u64>) -> Self {
+        Self {
+            body,
+            abort,
+            pieces: VecDeque::new(),
+            begun_off: stored.start,
+            begun: Instant::now(),
+            arrived_off: stored.start,
+            end: stored.end,
+        }
+    }
+
     fn is_complete(&self) -> bool {
         self.arrived_off >= self.end
     }
@@ -78,6 +99,7 @@ impl InOrder {
             next_off: 0,
             taken_off: 0,
             bodies_begun: 0,
+            is_whole: false,
         };
         all.begin_parts();
         all
@@ -105,6 +127,12 @@ impl InOrder {
         self.parts.iter().any(|part| !part.is_complete())
     }
 
+    /// Whether more bytes are to be received before others are taken.
+    pub(super) fn has_room(&self) -> bool {
+        let arrived = self.parts.iter().map(|part| part.arrived_off).max();
+        self.is_under_way() && arrived.is_some_and(|arrived| arrived < self.taken_off + WINDOW)
+    }
+
     /// Waits until more bytes have arrived. Nothing is lost when it is dropped.
     ///
     /// # Errors
@@ -118,7 +146,13 @@ impl InOrder {
         let Some(part) = self.parts.iter_mut().find(|part| part.body == body) else {
             return Ok(());
         };
-        let piece = piece?;
+        let piece = match piece {
+            Err(error) if error.kind() == ErrorKind::Unsupported && !self.is_whole => {
+                self.ask_for_whole();
+                return Ok(());
+            }
+            piece => piece?,
+        };
         part.arrived_off += piece.len() as u64;
         part.pieces.push_back(piece);
         if part.is_complete() {
@@ -130,6 +164,31 @@ impl InOrder {
         Ok(())
     }
 
+    /// Has what is missing brought by one body.
+    fn ask_for_whole(&mut self) {
+        self.is_whole = true;
+        let complete = self.parts.iter().take_while(|part| part.is_complete()).count();
+        let arrived_off = self
+            .parts
+            .get(complete)
+            .map_or(self.next_off, |part| part.arrived_off);
+        // Bytes of the first part that is not complete are in order too.
+        let pieces = self
+            .parts
+            .get_mut(complete)
+            .map(|part| std::mem::take(&mut part.pieces));
+        self.parts.truncate(complete);
+        self.next_off = self.blob.stored_len();
+        let blob = self.blob.clone();
+        let rest = async move { stream_rest_of_whole(blob.as_ref(), arrived_off).await };
+        self.bodies = SelectAll::new();
+        let (body, abort) = self.receive(stream::once(rest).try_flatten().boxed());
+        self.parts.push_back(Part {
+            pieces: pieces.unwrap_or_default(),
+            ..Part::begun(body, abort, arrived_off..self.next_off)
+        });
+    }
+
     /// Asks again for the rest of the first part that is not complete, if one that came with `speed` in a time of `took` was much faster.
     fn relieve(&mut self, speed: f64, took: Duration) {
         let slow = self.parts.iter().position(|part| !part.is_complete());
@@ -137,7 +196,8 @@ impl InOrder {
             return;
         };
         let so_far = part.begun.elapsed();
-        if so_far < took || part.speed(so_far) * SLOWER > speed {
+        let behind = (speed - part.speed(so_far)) * so_far.as_secs_f64();
+        if so_far < took || part.speed(so_far) * SLOWER > speed || behind < BEHIND {
             return;
         }
         part.abort.abort();
@@ -159,23 +219,20 @@ impl InOrder {
             let (start, end) = (self.next_off, (self.next_off + PART_LEN).min(stored_len));
             self.next_off = end;
             let (body, abort) = self.begin_body(start, end);
-            self.parts.push_back(Part {
-                body,
-                abort,
-                pieces: VecDeque::new(),
-                begun_off: start,
-                begun: Instant::now(),
-                arrived_off: start,
-                end,
-            });
+            self.parts.push_back(Part::begun(body, abort, start..end));
         }
     }
 
     fn begin_body(&mut self, start: u64, end: u64) -> (u64, AbortHandle) {
         let blob = self.blob.clone();
+        let pieces = stream::once(async move { blob.stream(start..end).await });
+        self.receive(pieces.try_flatten().boxed())
+    }
+
+    /// Has pieces come together with those of the other bodies.
+    fn receive(&mut self, pieces: ByteStream) -> (u64, AbortHandle) {
         let name = self.bodies_begun;
         self.bodies_begun += 1;
-        let pieces = stream::once(async move { blob.stream(start..end).await }).try_flatten();
         let (abort, registration) = AbortHandle::new_pair();
         let body = Abortable::new(pieces.map(move |piece| (name, piece)), registration);
         self.bodies.push(body.boxed());
@@ -201,8 +258,6 @@ pub(crate) fn in_order(blob: &Arc<dyn Blob>) -> ByteStream {
 
 #[cfg(test)]
 mod tests {
-    use std::ops::Range;
-
     use futures_util::FutureExt as _;
     use futures_util::future::BoxFuture;
     use sluice_format::BlobDigest;
@@ -288,6 +343,68 @@ mod tests {
             let (read, _) = read_all(slow).await;
             assert!(read == bytes(), "slow at {slow}");
         }
+    }
+
+    /// Refuses every range that does not begin with the blob's first byte, and says how often it was asked for.
+    #[derive(Debug)]
+    struct WithoutRanges {
+        bytes: Bytes,
+        asked: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Blob for WithoutRanges {
+        fn digest(&self) -> BlobDigest {
+            BlobDigest(sluice_format::Digest::of(&self.bytes))
+        }
+
+        fn stored_len(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn read_range(&self, _: Range<u64>) -> BoxFuture<'_, Result<Bytes, Error>> {
+            async move { Err(Error::new(ErrorKind::Unsupported, "no ranges")) }.boxed()
+        }
+
+        fn stream(&self, stored: Range<u64>) -> BoxFuture<'_, Result<ByteStream, Error>> {
+            self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let bytes = self.bytes.slice(stored.start as usize..stored.end as usize);
+            let pieces: Vec<Result<Bytes, Error>> = match stored.start {
+                0 => (0..bytes.len())
+                    .step_by(100_000)
+                    .map(|at| Ok(bytes.slice(at..bytes.len().min(at + 100_000))))
+                    .collect(),
+                _ => vec![Err(Error::new(ErrorKind::Unsupported, "no ranges"))],
+            };
+            async move { Ok(stream::iter(pieces).boxed()) }.boxed()
+        }
+
+        fn upstream(&self) -> Arc<str> {
+            "here".into()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_source_without_ranges_is_asked_for_the_whole_once() {
+        let without = Arc::new(WithoutRanges {
+            bytes: bytes().into(),
+            asked: 0.into(),
+        });
+        let blob: Arc<dyn Blob> = without.clone();
+        let mut all = InOrder::new(&blob);
+        let (mut read, mut in_memory_max) = (Vec::new(), 0);
+        while all.has_piece() || all.is_under_way() {
+            // As slow a reader as the bound allows.
+            while all.has_room() {
+                all.arrive().await.unwrap();
+            }
+            let arrived = all.parts.iter().map(|part| part.arrived_off).max().unwrap();
+            in_memory_max = in_memory_max.max(arrived - all.taken_off);
+            read.extend_from_slice(&all.pop().unwrap());
+        }
+        assert!(read == bytes());
+        assert!(in_memory_max <= WINDOW + 100_000, "{in_memory_max}");
+        let asked = without.asked.load(std::sync::atomic::Ordering::Relaxed);
+        assert!(asked <= PARTS_AT_ONCE + 2, "asked {asked} times");
     }
 
     #[tokio::test(start_paused = true)]

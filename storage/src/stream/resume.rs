@@ -15,7 +15,7 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
 use sluice_format::BlobDigest;
 
-use crate::blob::check_range;
+use crate::blob::{check_range, stream_rest_of_whole};
 use crate::cache::{Cache, PartialBlob};
 use crate::{Blob, ByteStream, Error, ErrorKind, blocking};
 
@@ -141,6 +141,8 @@ struct Reader {
     /// What has arrived of the present block, if it was seen from its first byte on.
     block: Vec<Bytes>,
     block_len: u64,
+    /// The source sends the whole blob for any range.
+    is_whole: bool,
 }
 
 impl Reader {
@@ -152,6 +154,7 @@ impl Reader {
             rest: Bytes::new(),
             block: Vec::new(),
             block_len: 0,
+            is_whole: false,
         }
     }
 
@@ -223,8 +226,24 @@ impl Reader {
         .await
     }
 
-    /// The next bytes from the source.
+    /// The next bytes from the source. One without ranges sends everything to a reader of all the rest; to others it says that it has none.
     async fn arrive(&mut self) -> Result<Bytes, Error> {
+        match self.arrive_in_range().await {
+            Err(error) if error.kind() == ErrorKind::Unsupported && self.wants_the_rest() => {
+                self.is_whole = true;
+                let rest = stream_rest_of_whole(self.blob.inner.as_ref(), self.stored.start).await?;
+                self.arriving = Some((rest, self.stored.end));
+                self.arrive_in_range().await
+            }
+            arrived => arrived,
+        }
+    }
+
+    fn wants_the_rest(&self) -> bool {
+        self.stored.end == self.blob.stored_len() && !self.is_whole
+    }
+
+    async fn arrive_in_range(&mut self) -> Result<Bytes, Error> {
         let arriving = match &mut self.arriving {
             Some((arriving, _)) => arriving,
             None => {
