@@ -221,7 +221,8 @@ pub(crate) fn recorder(image: &LazyImage, observed: impl Iterator<Item = bool>) 
     Recorder::new(image.image_id, layers.collect(), RecordingOptions::default())
 }
 
-/// Has fetched what the last starts demanded; gives how many chunks that are.
+/// Has fetched what the last starts demanded, and read from the disk what of it is here; gives how many chunks that are. Each program
+/// of a start waits for the disk page by page, while this asks for all of it at once.
 pub(crate) fn replay(known: &Profile, image: &LazyImage, layers: &[Arc<PlainLayer>]) -> usize {
     let tables: Vec<_> = image
         .layers
@@ -232,8 +233,13 @@ pub(crate) fn replay(known: &Profile, image: &LazyImage, layers: &[Arc<PlainLaye
     for planned in &plan {
         layers[planned.layer].expect([planned.chunk]);
     }
-    let chunks = plan.iter().map(|planned| (planned.layer, planned.chunk));
-    PlainLayer::prefetch(layers, chunks, Lane::Profile);
+    let chunks: Vec<_> = plan
+        .iter()
+        .map(|planned| (planned.layer, planned.chunk))
+        .collect();
+    PlainLayer::prefetch(layers, chunks.iter().copied(), Lane::Profile);
+    let layers = layers.to_vec();
+    drop(spawn_blocking(move || PlainLayer::read_ahead(&layers, chunks)));
     plan.len()
 }
 

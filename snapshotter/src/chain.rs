@@ -16,16 +16,20 @@ pub(crate) enum Lower {
     /// The files of the snapshot with this ID.
     Directory(u64),
     /// An image tree.
-    Tree(TreeRequest),
+    Tree {
+        request: TreeRequest,
+        /// Name of the committed snapshot that is its topmost layer.
+        top: String,
+    },
 }
 
 /// The directories of a stack, topmost first, as the stack is given.
 pub(crate) fn lowers(chain: &[Named]) -> Vec<Lower> {
     let mut lowers = Vec::new();
-    let mut run: Vec<RemoteLayer> = Vec::new();
+    let mut run: Vec<(&str, RemoteLayer)> = Vec::new();
     for named in chain {
         match &named.record.remote {
-            Some(claim) => run.push(claim.layer.clone()),
+            Some(claim) => run.push((&named.name, claim.layer.clone())),
             None => {
                 lowers.extend(tree(&mut run, true));
                 lowers.push(Lower::Directory(named.record.id));
@@ -37,12 +41,14 @@ pub(crate) fn lowers(chain: &[Named]) -> Vec<Lower> {
 }
 
 /// The tree of a run that was collected from the top; the run is empty afterwards.
-fn tree(run: &mut Vec<RemoteLayer>, keeps_whiteouts: bool) -> Option<Lower> {
-    let layers: Vec<RemoteLayer> = run.drain(..).rev().collect();
-    (!layers.is_empty()).then_some(Lower::Tree(TreeRequest {
+fn tree(run: &mut Vec<(&str, RemoteLayer)>, keeps_whiteouts: bool) -> Option<Lower> {
+    let top = run.first().map(|(name, _)| (*name).to_owned())?;
+    let layers = run.drain(..).rev().map(|(_, layer)| layer).collect();
+    let request = TreeRequest {
         layers,
         keeps_whiteouts,
-    }))
+    };
+    Some(Lower::Tree { request, top })
 }
 
 /// The remote layers of a stack, lowest first.
@@ -68,7 +74,7 @@ pub(crate) fn paths(lowers: &[Lower], leases: &[TreeLease], directories: &Direct
     let mut leases = leases.iter();
     let path = |lower: &Lower| match lower {
         Lower::Directory(id) => Some(directories.files(*id)),
-        Lower::Tree(_) => leases.next().map(TreeLease::directory),
+        Lower::Tree { .. } => leases.next().map(TreeLease::directory),
     };
     lowers.iter().filter_map(path).collect()
 }
@@ -113,10 +119,15 @@ mod tests {
     }
 
     fn tree(layers: &[&str], keeps_whiteouts: bool) -> Lower {
-        Lower::Tree(TreeRequest {
+        let request = TreeRequest {
             layers: layers.iter().map(|name| layer(name)).collect(),
             keeps_whiteouts,
-        })
+        };
+        let top = layers.last().map(|name| (*name).to_owned());
+        Lower::Tree {
+            request,
+            top: top.unwrap_or_default(),
+        }
     }
 
     #[test]

@@ -67,6 +67,9 @@ pub trait Images: Debug + Send + Sync {
     /// left behind, of which this process knows nothing but the directory.
     fn unmount_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), EngineError>>;
 
+    /// What is best done with a mounted tree that no snapshot uses, while its image is still there. Asked now and then.
+    fn idle_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, IdleTree>;
+
     /// What the layer takes on this host's disk now.
     fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>>;
 
@@ -79,6 +82,17 @@ pub trait Images: Debug + Send + Sync {
 
     /// Whether the trees can be used through ID-mapped mounts.
     fn can_map_ids(&self) -> bool;
+}
+
+/// What is best done with a tree that nobody uses. Unmounting one costs the next container a mount, and the page cache of the tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdleTree {
+    /// Left as it is.
+    Keep,
+    /// Mounted anew: it would be read faster then.
+    Renew,
+    /// Unmounted: what it holds is needed elsewhere.
+    GiveUp,
 }
 
 /// A layer that a client is about to fetch and unpack.
@@ -193,6 +207,10 @@ impl Images for NoImages {
 
     fn unmount_tree<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, Result<(), EngineError>> {
         Self::refuse()
+    }
+
+    fn idle_tree<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, IdleTree> {
+        Box::pin(async { IdleTree::GiveUp })
     }
 
     fn usage<'a>(&'a self, _: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>> {

@@ -1,6 +1,6 @@
 //! The parts of a running snapshotter.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,17 +13,23 @@ use crate::store::Store;
 use crate::trees::{TreeLease, Trees};
 use crate::{Error, kernel, operations, restore};
 
-/// How long a tree stays mounted that no snapshot uses: longer than a restart of a container or the gap between two
-/// layers of one pull, shorter than anybody looks for what is left.
+/// How long a tree stays mounted that no snapshot uses and that is not kept: longer than a restart of a container or the gap
+/// between two layers of one pull, shorter than anybody looks for what is left.
 const TREE_LINGER: Duration = Duration::from_secs(10);
+
+/// Trees that are kept though no snapshot uses them. One costs the tables of its layers, some ten kilobytes to a megabyte.
+const IDLE_TREES: usize = 32;
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Options for every overlay, as in the configuration of containerd's overlayfs snapshotter.
     pub mount_options: Vec<String>,
-    /// How long a tree stays mounted that no snapshot uses.
+    /// How long a tree stays mounted that no snapshot uses and that is not kept.
     pub tree_linger: Duration,
+    /// Trees that are kept mounted though no snapshot uses them, those used last, as long as their images are there and the
+    /// engine does not need what they hold. A container that starts on one finds it and its page cache.
+    pub idle_trees: usize,
 }
 
 impl Default for Options {
@@ -31,6 +37,7 @@ impl Default for Options {
         Self {
             mount_options: Vec::new(),
             tree_linger: TREE_LINGER,
+            idle_trees: IDLE_TREES,
         }
     }
 }
@@ -51,6 +58,7 @@ pub(crate) struct Parts {
     pub(crate) trees: Trees,
     pub(crate) overlay_options: Vec<String>,
     pub(crate) tree_linger: Duration,
+    idle_trees: usize,
     /// Woken when something was removed or a tree got idle.
     pub(crate) work: Arc<Notify>,
     /// Held by the one cleanup that runs.
@@ -69,6 +77,11 @@ impl Parts {
         if !leases.is_empty() {
             self.leases().insert(id, leases);
         }
+    }
+
+    /// Trees that stay mounted though no snapshot uses them, by name.
+    pub(crate) async fn idle_trees_to_keep(&self) -> HashSet<String> {
+        self.trees.worth_keeping(&self.store, self.idle_trees).await
     }
 
     /// Gives the trees of a snapshot back.
@@ -107,6 +120,7 @@ impl Snapshotter {
             directories,
             overlay_options: kernel::overlay_options(&options.mount_options),
             tree_linger: options.tree_linger,
+            idle_trees: options.idle_trees,
             work,
             cleaning: tokio::sync::Mutex::new(()),
             leases: Mutex::default(),
@@ -125,6 +139,6 @@ impl Snapshotter {
     /// Unmounts every tree that no snapshot uses, without waiting until it has been idle for a while. For the end of the
     /// process, after the last request.
     pub async fn close(&self) {
-        self.parts.trees.sweep(Duration::ZERO).await;
+        self.parts.trees.sweep(Duration::ZERO, &HashSet::new()).await;
     }
 }

@@ -15,14 +15,14 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 
 use futures_util::future::BoxFuture;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use sluice_format::{BlobDigest, ChainId, DiffId, Digest};
 
-use crate::images::{ContainerStart, EngineError, Images, LayerRequest, RemoteLayer, TreeRequest};
+use crate::images::{ContainerStart, EngineError, IdleTree, Images, LayerRequest, RemoteLayer, TreeRequest};
 use crate::mounts::Usage;
 
 /// What [`DirectoryImages::usage`] reports for every layer.
@@ -36,6 +36,7 @@ pub const LAYER_USAGE: Usage = Usage {
 pub struct DirectoryImages {
     home: PathBuf,
     calls: Mutex<Calls>,
+    idle_trees: Mutex<IdleTree>,
 }
 
 /// What was asked of an engine.
@@ -67,6 +68,7 @@ impl DirectoryImages {
         Ok(Self {
             home: home.canonicalize()?,
             calls: Mutex::default(),
+            idle_trees: Mutex::new(IdleTree::GiveUp),
         })
     }
 
@@ -103,18 +105,18 @@ impl DirectoryImages {
         }
     }
 
+    /// What is to become of trees that no snapshot uses. In the beginning they are given up.
+    pub fn advise(&self, advice: IdleTree) {
+        *self.idle_trees.lock().unwrap_or_else(PoisonError::into_inner) = advice;
+    }
+
     /// What was asked so far.
     pub fn calls(&self) -> Calls {
         self.note(|calls| calls.clone())
     }
 
     fn note<T>(&self, change: impl FnOnce(&mut Calls) -> T) -> T {
-        change(
-            &mut self
-                .calls
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        )
+        change(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn image(&self, reference: &str) -> PathBuf {
@@ -217,6 +219,11 @@ impl Images for DirectoryImages {
 
     fn unmount_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(async move { self.hide(target) })
+    }
+
+    fn idle_tree<'a>(&'a self, _: &'a Path) -> BoxFuture<'a, IdleTree> {
+        let advice = *self.idle_trees.lock().unwrap_or_else(PoisonError::into_inner);
+        Box::pin(async move { advice })
     }
 
     fn usage<'a>(&'a self, _: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>> {

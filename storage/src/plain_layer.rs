@@ -22,6 +22,9 @@ use crate::fetch::{Claim, Lane, Source, WholeWhen, loader};
 use crate::read_policy::{Patience, ReadPolicy};
 use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
 
+/// Plain bytes that a start has read into the page cache at most.
+const READ_AHEAD_MAX: u64 = 512 << 20;
+
 /// Looks at the cache and the board before a read gives up: a chunk can be evicted between its arrival and its being read.
 const ROUNDS: usize = 3;
 
@@ -123,6 +126,11 @@ impl PlainLayer {
         self.missing_chunks() == 0
     }
 
+    /// Whether [`Self::complete_file`] would find one. Blocks on the disk.
+    pub fn is_whole(&self) -> bool {
+        self.source.cache.as_ref().is_some_and(CachedLayer::is_whole)
+    }
+
     /// What all layers of this layer's fetcher have cost so far.
     pub fn stats(&self) -> Stats {
         self.source.fetcher.counters().stats()
@@ -192,6 +200,24 @@ impl PlainLayer {
             }
         }
         layers.iter().for_each(|layer| layer.source.upstream.start());
+    }
+
+    /// Has the kernel read chunks of several layers into its page cache, in this order, as far as this host has them. Blocks on the disk.
+    pub fn read_ahead(layers: &[Arc<Self>], chunks: impl IntoIterator<Item = (usize, usize)>) {
+        let mut left = READ_AHEAD_MAX;
+        for (layer, chunk) in chunks {
+            let Some(Self { source, .. }) = layers.get(layer).map(Arc::as_ref) else {
+                continue;
+            };
+            let (Some(cache), Some(cut)) = (&source.cache, source.index.chunks.chunks().get(chunk)) else {
+                continue;
+            };
+            cache.read_ahead(chunk);
+            left = left.saturating_sub(u64::from(cut.plain_len));
+            if left == 0 {
+                return;
+            }
+        }
     }
 
     fn want_ahead(&self, ahead: Vec<(usize, Lane)>) {

@@ -488,3 +488,45 @@ fn what_was_stored_and_not_noted_is_taken_over() {
         "{on_disk}"
     );
 }
+
+/// Bytes of a file that are in the page cache.
+fn in_memory(path: &Path) -> u64 {
+    let output = std::process::Command::new("fincore")
+        .args(["--bytes", "--noheadings", "--output", "RES"])
+        .arg(path)
+        .output()
+        .expect("fincore of util-linux");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    printed
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("fincore: {output:?}"))
+}
+
+#[test]
+fn chunks_that_are_here_are_read_into_memory_before_anybody_asks() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary directory");
+    let sample = sample(CHUNKS);
+    let cache = open(dir.path());
+    let layer = cache.layer(&sample.layer.index);
+    for chunk in 0..CHUNKS / 2 {
+        assert!(layer.store_chunk(chunk, plain(&sample, chunk)));
+    }
+    // The second flush lets go of the pages that the first one brought to the disk.
+    cache.flush();
+    cache.flush();
+    let data = layer.data_path();
+    let before = in_memory(&data);
+    (0..CHUNKS).for_each(|chunk| layer.read_ahead(chunk));
+    let wanted = (CHUNKS / 2 * CHUNK_LEN) as u64;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    while in_memory(&data) < wanted {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "{} bytes of {wanted}",
+            in_memory(&data)
+        );
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(before < wanted, "it was in memory anyway");
+}

@@ -16,6 +16,9 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What the service says then.
 const FILLED: &str = "every layer of an image tree is on this host";
 
+/// And what it says whenever it mounts one.
+const MOUNTED: &str = "mounted an image tree";
+
 /// Reads every file below a directory; gives their bytes.
 fn read_all(directory: &Path) -> Result<u64> {
     let mut len = 0;
@@ -50,10 +53,14 @@ fn privileged_a_filled_image_needs_no_registry() -> Result<()> {
     ensure!(read_all(&trees[0].mountpoint)? > 300 * 3000);
     host.remove_all_containers()?;
     host.containerd.collect_garbage()?;
-    process::wait_until("end of the mount", PATIENCE, || {
-        host.trees().is_ok_and(|trees| trees.is_empty())
+    // For the next container, which is to read the files of the layers themselves.
+    process::wait_until("a new mount of the whole layers", PATIENCE, || {
+        host.log().is_ok_and(|log| log.matches(MOUNTED).count() == 2)
     })?;
+    let renewed = host.trees()?;
+    ensure!(renewed.len() == 1, "{renewed:?}");
     host.run(0, 1)?;
+    ensure!(host.trees()? == renewed, "{:?}", host.trees()?);
     ensure!(read_all(&host.trees()?[0].mountpoint)? > 300 * 3000);
     Ok(())
 }

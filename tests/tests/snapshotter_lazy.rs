@@ -7,6 +7,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use sluice_snapshotter::Options;
+use sluice_snapshotter::images::IdleTree;
 use sluice_snapshotter::labels::{STARGZ_DIGEST, STARGZ_REFERENCE, TARGET, UID_MAPPING};
 use sluice_snapshotter::proto::snapshots::{Info, Kind};
 use sluice_snapshotter::testing::LAYER_USAGE;
@@ -390,6 +392,59 @@ async fn privileged_idle_trees_go_away_by_themselves() -> Result<()> {
     service.client.remove("c").await?;
     let none_left = || trees(&service).is_ok_and(|trees| trees == 0);
     tokio::task::block_in_place(|| process::wait_until("the tree to go", Duration::from_secs(30), none_left))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_a_tree_is_kept_for_the_next_container_until_its_image_is_gone() -> Result<()> {
+    let service = Service::start_with_linger("kept", Duration::ZERO).await?;
+    service.engine.advise(IdleTree::Keep);
+    let image = TestImage::add(&service.engine, "a", &[true, true])?;
+    let top = pull(&service.client, &image, "default", &service.scratch).await?;
+    for key in ["c", "d"] {
+        service.client.prepare(key, &top, &Labels::new()).await?;
+        service.client.remove(key).await?;
+        service.client.cleanup().await?;
+        assert_eq!(trees(&service)?, 1, "after {key}");
+    }
+    assert_eq!(service.engine.calls().mounted.len(), 1);
+    service.engine.advise(IdleTree::Renew);
+    service.client.cleanup().await?;
+    assert_eq!(trees(&service)?, 1);
+    assert!(service.engine.calls().mounted.len() > 1, "mounted anew");
+    service.engine.advise(IdleTree::Keep);
+    remove_all(&service).await?;
+    assert_eq!(trees(&service)?, 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn privileged_trees_are_kept_as_far_as_there_is_place() -> Result<()> {
+    let options = Options {
+        tree_linger: Duration::ZERO,
+        idle_trees: 1,
+        ..Options::default()
+    };
+    let service = Service::start_with("kept-last", options).await?;
+    service.engine.advise(IdleTree::Keep);
+    for name in ["a", "b"] {
+        let image = TestImage::add(&service.engine, name, &[true])?;
+        let top = pull(&service.client, &image, "default", &service.scratch).await?;
+        service.client.prepare(name, &top, &Labels::new()).await?;
+    }
+    service.client.remove("a").await?;
+    service.client.remove("b").await?;
+    service.client.cleanup().await?;
+    let calls = service.engine.calls();
+    assert_eq!((trees(&service)?, calls.mounted.len()), (1, 2));
+    let kept = service.root().join("snapshots").join(&calls.mounted[1]);
+    assert!(
+        !calls.unmounted.contains(&kept),
+        "the one used last stays: {calls:?}"
+    );
+    service.engine.advise(IdleTree::GiveUp);
+    service.client.cleanup().await?;
+    assert_eq!(trees(&service)?, 0);
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

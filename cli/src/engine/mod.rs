@@ -29,7 +29,7 @@ use futures_util::future::BoxFuture;
 use sluice_format::ChainId;
 use sluice_fuse::{DescriptorStore, Front, probe};
 use sluice_snapshotter::images::{
-    ContainerStart, EngineError, LayerRequest, ParentLayer, RemoteLayer, TreeRequest,
+    ContainerStart, EngineError, IdleTree, LayerRequest, ParentLayer, RemoteLayer, TreeRequest,
 };
 use sluice_snapshotter::{Images, Usage};
 use sluice_storage::registry::RegistryClient;
@@ -278,6 +278,20 @@ impl Images for Engine {
 
     fn unmount_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, Result<(), EngineError>> {
         Box::pin(async move { self.hide(target).await.map_err(EngineError::from) })
+    }
+
+    fn idle_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, IdleTree> {
+        let tree = self.trees().get(target).cloned();
+        // What a mounted tree has of its layers as files cannot be evicted.
+        let tree = tree.filter(|_| !self.cache.is_nearly_full());
+        Box::pin(async move {
+            let Some(tree) = tree else { return IdleTree::GiveUp };
+            match spawn_blocking(move || tree.is_outdated()).await {
+                Ok(true) => IdleTree::Renew,
+                Ok(false) => IdleTree::Keep,
+                Err(_) => IdleTree::GiveUp,
+            }
+        })
     }
 
     fn usage<'a>(&'a self, layer: &'a RemoteLayer) -> BoxFuture<'a, Result<Usage, EngineError>> {

@@ -53,6 +53,8 @@ pub(super) struct MountedTree {
     record: Option<OwnRecord>,
     /// Device number of the mounted file system.
     device: u64,
+    /// Layers that could be given to the kernel as files when it was mounted.
+    whole_layers: usize,
     /// How long it took to merge and mount it.
     pub(super) mount_time: Duration,
     /// Brings its layers to this host; given up when the tree is.
@@ -74,6 +76,7 @@ impl MountedTree {
         let TreeMount { tree, stack, target } = request;
         let tree_file = write_tree(stack, cache)?;
         let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
+        let whole_layers = count_whole(&leases);
         let read_ahead = Some(read_ahead(stack, &leases));
         let (shown, record) = match layers.front() {
             Front::Fuse => {
@@ -96,6 +99,7 @@ impl MountedTree {
             layers: leases,
             record,
             device: device_of(target)?,
+            whole_layers,
             mount_time: began.elapsed(),
             filling: Mutex::default(),
         })
@@ -117,6 +121,7 @@ impl MountedTree {
             (Some(mount), leaving) if leaving.is_none() || leaving == mount.sysfs_directory() => {
                 Ok(Some(Self {
                     shown: Shown::Erofs(mount),
+                    whole_layers: count_whole(&layers),
                     layers,
                     record: Some(record),
                     device: device_of(&target)?,
@@ -155,6 +160,11 @@ impl MountedTree {
         };
         let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         filling.spawn_on(work, runtime);
+    }
+
+    /// Whether layers have become whole since it was mounted, which the kernel would read without asking. Blocks for a moment.
+    pub(super) fn is_outdated(&self) -> bool {
+        matches!(self.shown, Shown::Erofs(_)) && count_whole(&self.layers) > self.whole_layers
     }
 
     /// Whether `target` still shows it. Blocks for a moment.
@@ -198,6 +208,10 @@ impl MountedTree {
         }
         Ok(())
     }
+}
+
+fn count_whole(leases: &[LayerLease]) -> usize {
+    leases.iter().filter(|lease| lease.plain().is_whole()).count()
 }
 
 /// The readahead window of a tree, in KiB.

@@ -1,7 +1,7 @@
 //! Cleanup: everything that Commit and Remove leave undone.
 //!
 //! Two things are freed: what removed snapshots left (directories, and layers that the engine may forget), and trees that
-//! nobody uses. A background task does it soon after there is work; containerd's Cleanup does it at once and waits, which
+//! nobody uses, except those that are worth keeping. A background task does it soon after there is work; containerd's Cleanup does it at once and waits, which
 //! is how a client knows that nothing is left. Only one of them works at a time. What fails stays noted and is tried
 //! again, next time or at the next start.
 
@@ -22,7 +22,8 @@ impl Snapshotter {
     pub async fn cleanup(&self) -> Result<(), Error> {
         let parts = &self.parts;
         let _only_one = parts.cleaning.lock().await;
-        parts.trees.sweep(Duration::ZERO).await;
+        let kept = parts.idle_trees_to_keep().await;
+        parts.trees.sweep(Duration::ZERO, &kept).await;
         clean_garbage(parts).await
     }
 }
@@ -40,7 +41,8 @@ pub(crate) async fn work(parts: Weak<Parts>, woken: Arc<Notify>) {
         }
         let Some(parts) = parts.upgrade() else { return };
         let _only_one = parts.cleaning.lock().await;
-        due = parts.trees.sweep(parts.tree_linger).await;
+        let kept = parts.idle_trees_to_keep().await;
+        due = parts.trees.sweep(parts.tree_linger, &kept).await;
         if let Err(error) = clean_garbage(&parts).await {
             tracing::error!(error = %Chain(&error), "removed snapshots were not cleaned up");
         }

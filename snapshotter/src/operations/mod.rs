@@ -28,8 +28,8 @@ pub(crate) async fn lower_trees(
     let lowers = chain::lowers(stack);
     let mut leases = Vec::new();
     for lower in &lowers {
-        if let Lower::Tree(request) = lower {
-            leases.push(parts.trees.acquire(request.clone()).await?);
+        if let Lower::Tree { request, top } = lower {
+            leases.push(parts.trees.acquire(request.clone(), top).await?);
         }
     }
     Ok((lowers, leases))

@@ -47,6 +47,11 @@ impl CachedLayer {
         self.files.states().is_present(chunk)
     }
 
+    /// Has the kernel read a chunk into its page cache, if it is here.
+    pub fn read_ahead(&self, chunk: usize) {
+        self.files.read_ahead(chunk);
+    }
+
     /// Keeps the bytes of a chunk, which the caller has verified. Whether they were kept: a disk that cannot, or a quota
     /// that is reached, is no error.
     pub fn store_chunk(&self, chunk: usize, plain: &[u8]) -> bool {

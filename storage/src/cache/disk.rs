@@ -123,9 +123,18 @@ impl DiskFile {
 
     /// Lets go of the pages of `range` that are on the disk.
     pub(super) fn drop_pages(&self, range: Range<u64>) {
+        self.advise(range, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+    }
+
+    /// Begins to read `range` into the page cache, without waiting for it.
+    pub(super) fn read_ahead(&self, range: Range<u64>) {
+        self.advise(range, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
+    }
+
+    fn advise(&self, range: Range<u64>, advice: PosixFadviseAdvice) {
         if let (Ok(start), Ok(len)) = (signed(range.start), signed(range.end - range.start)) {
-            // Advice: a file system that does not take it keeps its pages.
-            let _ = posix_fadvise(&self.file, start, len, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+            // A file system that does not take it does what it would do anyway.
+            let _ = posix_fadvise(&self.file, start, len, advice);
         }
     }
 }

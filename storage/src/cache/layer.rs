@@ -218,6 +218,14 @@ impl LayerFiles {
         Some(bytes.into())
     }
 
+    /// Has the kernel read a chunk that is here into its page cache.
+    pub(super) fn read_ahead(&self, chunk: usize) {
+        let present = self.cuts.get(chunk).filter(|_| self.states.is_present(chunk));
+        if let (Some(cut), Some(files)) = (present, self.files()) {
+            files.data.read_ahead(cut.plain_range());
+        }
+    }
+
     /// Whether a chunk can be read, verified if it has not been yet.
     pub(super) fn trust(&self, files: &OpenFiles, chunk: usize) -> bool {
         if self.states.is_trusted(chunk) {

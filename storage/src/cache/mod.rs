@@ -204,6 +204,11 @@ impl Cache {
         self.shared.space.limit()
     }
 
+    /// Whether so much of it is taken that chunks are evicted.
+    pub fn is_nearly_full(&self) -> bool {
+        self.shared.space.used() > self.shared.space.high()
+    }
+
     /// Lets time pass, as far as the cache is concerned. For tests of what is older than something else.
     #[cfg(any(test, feature = "testing"))]
     pub fn advance_clock(&self, seconds: u32) {

@@ -158,9 +158,12 @@ impl CachedLayer {
 
 impl LayerFiles {
     pub(super) fn is_whole(&self) -> bool {
+        if self.states().chunks(false).next().is_some() {
+            return false;
+        }
         let now = || Note::of(self.files()?.data.file()).ok();
         let noted = Note::load(self.dir());
-        self.states().chunks(false).next().is_none() && noted.is_some() && noted == now()
+        noted.is_some() && noted == now()
     }
 
     fn seal(&self, open: &OpenFiles) -> io::Result<()> {

@@ -29,7 +29,7 @@ pub struct Service {
     /// The engine, to be filled with images and to be watched.
     pub engine: Arc<DirectoryImages>,
     running: Option<Running>,
-    linger: Duration,
+    options: Options,
     /// For whatever the test needs beside the service's own directories.
     pub scratch: Scratch,
 }
@@ -54,15 +54,27 @@ impl Service {
     /// # Errors
     /// As [`Service::start`].
     pub async fn start_with_linger(name: &str, linger: Duration) -> Result<Self> {
+        let options = Options {
+            tree_linger: linger,
+            ..Options::default()
+        };
+        Self::start_with(name, options).await
+    }
+
+    /// Starts one with these options.
+    ///
+    /// # Errors
+    /// As [`Service::start`].
+    pub async fn start_with(name: &str, options: Options) -> Result<Self> {
         prerequisites::root()?;
         let scratch = Scratch::new(name)?;
         let engine = Arc::new(DirectoryImages::open(&scratch.join("engine"))?);
-        let (running, client) = run(&scratch, Arc::clone(&engine), linger).await?;
+        let (running, client) = run(&scratch, Arc::clone(&engine), options.clone()).await?;
         Ok(Self {
             client,
             engine,
             running: Some(running),
-            linger,
+            options,
             scratch,
         })
     }
@@ -95,18 +107,14 @@ impl Service {
     /// As [`Service::start`].
     pub async fn start_again(&mut self) -> Result<()> {
         self.engine = Arc::new(DirectoryImages::open(&self.scratch.join("engine"))?);
-        let (running, client) = run(&self.scratch, Arc::clone(&self.engine), self.linger).await?;
+        let (running, client) = run(&self.scratch, Arc::clone(&self.engine), self.options.clone()).await?;
         self.running = Some(running);
         self.client = client;
         Ok(())
     }
 }
 
-async fn run(scratch: &Scratch, engine: Arc<DirectoryImages>, linger: Duration) -> Result<(Running, Client)> {
-    let options = Options {
-        tree_linger: linger,
-        ..Options::default()
-    };
+async fn run(scratch: &Scratch, engine: Arc<DirectoryImages>, options: Options) -> Result<(Running, Client)> {
     let snapshotter = open(&scratch.join("root"), engine, options).await?;
     let path = scratch.join("s.sock");
     let listener = socket::bind(&path).await?;
