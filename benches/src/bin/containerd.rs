@@ -6,7 +6,7 @@
 //!
 //! - `first`: with an empty cache, on a host that has never seen the image;
 //! - `profile`: with an empty cache again, but with the profile that `first` left;
-//! - `again`: on that host once more; nothing is mounted any more, and the page cache was dropped;
+//! - `again`: on that host once more, after the container has gone; the page cache was dropped;
 //! - `warm`: the same after the whole image was fetched (`sluice snapshotter --fill`);
 //! - `hot`: once more right after;
 //!
@@ -196,13 +196,13 @@ impl Bench {
         self.forget(true)?;
         let host = self.sluice_host(&[])?;
         self.cold(Case::Profile, &host)?;
-        unmount_trees(&host.containerd, &self.disk.directory)?;
+        tidy(&host.containerd, &self.disk.directory)?;
         self.again(Case::Again, &host.containerd)?;
         drop(host);
         remove(&self.disk.directory.join(ROOT))?;
         let host = self.sluice_host(&["--fill"])?;
         self.fill(&host)?;
-        unmount_trees(&host.containerd, &self.disk.directory)?;
+        tidy(&host.containerd, &self.disk.directory)?;
         self.again(Case::Warm, &host.containerd)?;
         self.again(Case::Hot, &host.containerd)
     }
@@ -292,6 +292,14 @@ impl Bench {
     fn fill(&self, host: &SluiceHost) -> anyhow::Result<()> {
         self.pull(&host.containerd)?;
         let state = &self.disk.directory;
+        // As on the other hosts, where a container has run before the one that is measured.
+        Started::new(
+            &host.containerd,
+            SLUICE,
+            reference(&self.args.image),
+            &self.args.ready,
+        )?
+        .end()?;
         // Keeps the image mounted, as a container that goes on would.
         prepare_topmost(state)?;
         process::wait_until("arrival of the whole image", FILL, || {
@@ -404,8 +412,8 @@ fn prepare_topmost(state: &Path) -> anyhow::Result<()> {
     })
 }
 
-/// Takes away the mounts that a container left which has ended.
-fn unmount_trees(containerd: &Containerd, state: &Path) -> anyhow::Result<()> {
+/// Has everything done that follows the end of a container: its files go, and its image is mounted as the next one is to see it.
+fn tidy(containerd: &Containerd, state: &Path) -> anyhow::Result<()> {
     containerd.collect_garbage()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
