@@ -191,12 +191,14 @@ fn a_cache_full_of_what_stays_keeps_to_its_quota() {
     let (cache, other) = (with_quota(dir.path(), Some(quota)), open(dir.path()));
     let layer = cache.layer(&sample.layer.index);
     let elsewhere = other.layer(&sample.layer.index);
+    assert!(!cache.is_nearly_full());
     let mut stored = 0;
     for chunk in 0..CHUNKS {
         stored += usize::from(layer.store_chunk(chunk, plain(&sample, chunk)));
         cache.tend();
     }
     assert!((7..=10).contains(&stored), "{stored} chunks");
+    assert!(cache.is_nearly_full());
     assert_eq!(kept(&layer, &sample), (0..stored).collect::<Vec<_>>());
     // Room is there when the other process is gone.
     drop(elsewhere);

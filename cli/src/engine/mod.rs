@@ -282,7 +282,7 @@ impl Images for Engine {
 
     fn idle_tree<'a>(&'a self, target: &'a Path) -> BoxFuture<'a, IdleTree> {
         let tree = self.trees().get(target).cloned();
-        // What a mounted tree has of its layers as files cannot be evicted.
+        // What a mounted tree has of its layers as files cannot be evicted, so it would be others' chunks that go.
         let tree = tree.filter(|_| !self.cache.is_nearly_full());
         Box::pin(async move {
             let Some(tree) = tree else { return IdleTree::GiveUp };

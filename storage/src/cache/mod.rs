@@ -204,9 +204,9 @@ impl Cache {
         self.shared.space.limit()
     }
 
-    /// Whether so much of it is taken that chunks are evicted.
+    /// Whether so much of it is taken that something has to be evicted before long: more than an eviction would leave.
     pub fn is_nearly_full(&self) -> bool {
-        self.shared.space.used() > self.shared.space.high()
+        self.shared.space.used() > self.shared.space.low()
     }
 
     /// Lets time pass, as far as the cache is concerned. For tests of what is older than something else.
