@@ -80,6 +80,12 @@ impl Part {
         }
     }
 
+    /// Goes on with another body where it is.
+    fn begin_again(&mut self, (body, abort): (u64, AbortHandle)) {
+        (self.body, self.abort) = (body, abort);
+        (self.begun_off, self.begun) = (self.arrived_off, Instant::now());
+    }
+
     fn is_complete(&self) -> bool {
         self.arrived_off >= self.end
     }
@@ -164,49 +170,37 @@ impl InOrder {
         Ok(())
     }
 
+    /// The first part that is not complete: the bytes that the reader waits for.
+    fn first_missing(&self) -> Option<usize> {
+        self.parts.iter().position(|part| !part.is_complete())
+    }
+
     /// Has what is missing brought by one body.
     fn ask_for_whole(&mut self) {
         self.is_whole = true;
-        let complete = self.parts.iter().take_while(|part| part.is_complete()).count();
-        let arrived_off = self
-            .parts
-            .get(complete)
-            .map_or(self.next_off, |part| part.arrived_off);
-        // Bytes of the first part that is not complete are in order too.
-        let pieces = self
-            .parts
-            .get_mut(complete)
-            .map(|part| std::mem::take(&mut part.pieces));
-        self.parts.truncate(complete);
-        self.next_off = self.blob.stored_len();
-        let blob = self.blob.clone();
-        let rest = async move { stream_rest_of_whole(blob.as_ref(), arrived_off).await };
+        let Some(at) = self.first_missing() else { return };
+        self.parts.truncate(at + 1);
         self.bodies = SelectAll::new();
-        let (body, abort) = self.receive(stream::once(rest).try_flatten().boxed());
-        self.parts.push_back(Part {
-            pieces: pieces.unwrap_or_default(),
-            ..Part::begun(body, abort, arrived_off..self.next_off)
-        });
+        self.next_off = self.blob.stored_len();
+        let (blob, stored_off) = (self.blob.clone(), self.parts[at].arrived_off);
+        let rest = stream::once(async move { stream_rest_of_whole(blob.as_ref(), stored_off).await });
+        let body = self.receive(rest.try_flatten().boxed());
+        self.parts[at].begin_again(body);
+        self.parts[at].end = self.next_off;
     }
 
     /// Asks again for the rest of the first part that is not complete, if one that came with `speed` in a time of `took` was much faster.
     fn relieve(&mut self, speed: f64, took: Duration) {
-        let slow = self.parts.iter().position(|part| !part.is_complete());
-        let Some(part) = slow.and_then(|at| self.parts.get_mut(at)) else {
-            return;
-        };
+        let Some(at) = self.first_missing() else { return };
+        let part = &self.parts[at];
         let so_far = part.begun.elapsed();
         let behind = (speed - part.speed(so_far)) * so_far.as_secs_f64();
         if so_far < took || part.speed(so_far) * SLOWER > speed || behind < BEHIND {
             return;
         }
         part.abort.abort();
-        let (stored_off, end) = (part.arrived_off, part.end);
-        let (body, abort) = self.begin_body(stored_off, end);
-        if let Some(part) = slow.and_then(|at| self.parts.get_mut(at)) {
-            (part.body, part.abort) = (body, abort);
-            (part.begun_off, part.begun) = (stored_off, Instant::now());
-        }
+        let body = self.begin_body(part.arrived_off, part.end);
+        self.parts[at].begin_again(body);
     }
 
     fn begin_parts(&mut self) {
