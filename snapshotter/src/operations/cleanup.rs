@@ -1,9 +1,9 @@
 //! Cleanup: everything that Commit and Remove leave undone.
 //!
 //! Two things are freed: what removed snapshots left (directories, and layers that the engine may forget), and trees that
-//! nobody uses, except those that are worth keeping. A background task does it soon after there is work; containerd's Cleanup does it at once and waits, which
-//! is how a client knows that nothing is left. Only one of them works at a time. What fails stays noted and is tried
-//! again, next time or at the next start.
+//! nobody uses, except those that are worth keeping. A background task does it soon after there is work; containerd's Cleanup
+//! does it at once and waits, which is how a client knows that nothing is left. Only one of them works at a time. What fails
+//! stays noted and is tried again, next time or at the next start.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
