@@ -70,7 +70,7 @@ fn wait(child: &mut Child) -> anyhow::Result<(bool, u64)> {
     }
 }
 
-fn high_water_mark(status: &str) -> u64 {
+pub(crate) fn high_water_mark(status: &str) -> u64 {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kib.unwrap_or(0) * 1024

@@ -5,9 +5,11 @@
 
 pub mod command;
 pub mod container;
+pub mod daemons;
 pub mod decode;
 pub mod link;
 pub mod mounted;
+pub mod peer;
 pub mod started;
 pub mod stats;
 pub mod table;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 
 use crate::scratch::Disk;
-use crate::{mountinfo, prerequisites, process, scratch};
+use crate::{erofs_tools, mountinfo, prerequisites, process, scratch};
 
 /// How long the daemon may take to answer.
 const START: Duration = Duration::from_secs(30);
@@ -23,6 +23,9 @@ const END: Duration = Duration::from_secs(10);
 
 /// Name of its configuration.
 const CONFIG: &str = "config.toml";
+
+/// Directory beside it with programs that it finds before those of the system.
+const OWN_PROGRAMS: &str = "programs";
 
 /// Which containerd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,6 +116,21 @@ impl Containerd {
         Self::start_configured(release, cri_configuration, change)
     }
 
+    /// Starts version 2 with its EROFS snapshotter, which has layers converted by a recent `mkfs.erofs`.
+    ///
+    /// # Errors
+    /// As [`Containerd::start`], or when erofs-utils are missing.
+    pub fn start_erofs() -> Result<Self> {
+        let text = |scratch: &Path| {
+            let differ =
+                "[plugins.\"io.containerd.service.v1.diff-service\"]\ndefault = [\"erofs\", \"walking\"]\n";
+            configuration(scratch, &DISABLED, Release::Two, &[]) + differ
+        };
+        Self::start_configured(Release::Two, text, |config| {
+            erofs_tools::write_script("mkfs.erofs", &config.with_file_name(OWN_PROGRAMS))
+        })
+    }
+
     fn start_configured(
         release: Release,
         text: impl FnOnce(&Path) -> String,
@@ -165,6 +183,11 @@ impl Containerd {
         let programs = self.ctr.parent().context("ctr has no directory")?;
         self.child = spawn(programs, &self.disk.directory)?;
         self.wait_answering()
+    }
+
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The socket it listens on.
@@ -259,8 +282,9 @@ impl Containerd {
 fn spawn(programs: &Path, scratch: &Path) -> Result<Child> {
     let mut command = Command::new(programs.join("containerd"));
     // It looks for its shim there.
+    let first = [scratch.join(OWN_PROGRAMS), programs.to_owned()];
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = [programs.to_owned()].into_iter().chain(env::split_paths(&path));
+    let path = first.into_iter().chain(env::split_paths(&path));
     command
         .arg("--config")
         .arg(scratch.join(CONFIG))

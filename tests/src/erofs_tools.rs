@@ -3,15 +3,17 @@
 //! Debian 12 has version 1.5, which knows neither 512-byte blocks with chunk-based files nor device tables well enough.
 //! `tests/setup.sh` unpacks the version of Debian unstable with all libraries it needs into a directory of its own.
 
-use std::env;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::{env, iter};
 
 use anyhow::{Result, ensure};
 
 use crate::scratch;
 
-/// `fsck.erofs` or `dump.erofs` of the recent version, run with the libraries it came with.
+/// `fsck.erofs`, `dump.erofs` or `mkfs.erofs` of the recent version, run with the libraries it came with.
 ///
 /// # Errors
 /// When `tests/setup.sh` was not run.
@@ -30,6 +32,21 @@ pub fn command(tool: &str) -> Result<Command> {
         .arg(env::join_paths(libraries)?)
         .arg(program);
     Ok(command)
+}
+
+/// Writes an executable script of the name of a tool of the recent version into `directory`, for programs that look for it by name.
+///
+/// # Errors
+/// When `tests/setup.sh` was not run, or nothing can be written there.
+pub fn write_script(tool: &str, directory: &Path) -> Result<()> {
+    let command = command(tool)?;
+    let words = iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<String> = words.map(|word| format!("{word:?}")).collect();
+    fs::create_dir_all(directory)?;
+    let script = directory.join(tool);
+    fs::write(&script, format!("#!/bin/sh\nexec {} \"$@\"\n", words.join(" ")))?;
+    fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    Ok(())
 }
 
 fn loader(root: &Path) -> PathBuf {
