@@ -27,6 +27,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::coalesce::{self, Batch};
+use super::decode::Urgency;
 use super::{Lane, Source};
 use crate::{Error, ErrorKind};
 
@@ -120,7 +121,7 @@ enum Phase {
 #[derive(Debug)]
 struct Flight {
     source: Arc<Source>,
-    lane: Lane,
+    urgency: Arc<Urgency>,
     phase: Phase,
     outcome: watch::Sender<Option<Outcome>>,
 }
@@ -154,7 +155,7 @@ impl Board {
             let ticket = Ticket {
                 outcome: flight.outcome.subscribe(),
             };
-            if lane < flight.lane {
+            if lane < flight.urgency.lane() {
                 self.hurry(key, lane);
             }
             return Wish::Joined(ticket);
@@ -163,7 +164,7 @@ impl Board {
         let turn = self.queue(key, lane);
         let flight = Flight {
             source: source.clone(),
-            lane,
+            urgency: Urgency::new(lane),
             phase: Phase::Queued(turn),
             outcome,
         };
@@ -174,6 +175,11 @@ impl Board {
     /// Whether somebody wants the chunk already.
     pub(super) fn has(&self, layer: u64, chunk: usize) -> bool {
         self.flights.contains_key(&Key { layer, chunk })
+    }
+
+    /// How urgently a chunk is wanted, now and later; `None` when nobody wants it.
+    pub(super) fn urgency(&self, key: Key) -> Option<Arc<Urgency>> {
+        self.flights.get(&key).map(|flight| flight.urgency.clone())
     }
 
     /// Whether the chunk waits for a transfer.
@@ -201,7 +207,7 @@ impl Board {
         };
         let queued = match &flight.phase {
             Phase::Queued(turn) => {
-                self.queues[flight.lane.at()].remove(turn);
+                self.queues[flight.urgency.lane().at()].remove(turn);
                 true
             }
             Phase::Moving(course) => {
@@ -210,7 +216,7 @@ impl Board {
                 lane == Lane::Demand && course.lane != Lane::Demand && is_late
             }
         };
-        flight.lane = lane;
+        flight.urgency.raise(lane);
         if queued {
             let turn = self.queue(key, lane);
             if let Some(flight) = self.flights.get_mut(&key) {
@@ -227,7 +233,7 @@ impl Board {
             .next()?;
         let key = *first.1;
         let flight = self.flights.get(&key)?;
-        let (source, lane) = (flight.source.clone(), flight.lane);
+        let (source, lane) = (flight.source.clone(), flight.urgency.lane());
         let batch = coalesce::join(self, &source, key.chunk, lane);
         let course = Arc::new(Course {
             id: self.next_course,
@@ -254,7 +260,7 @@ impl Board {
         }
         if let Some(flight) = self.flights.get_mut(&key) {
             if let Phase::Queued(turn) = flight.phase {
-                self.queues[flight.lane.at()].remove(&turn);
+                self.queues[flight.urgency.lane().at()].remove(&turn);
             }
             flight.phase = Phase::Moving(course.clone());
         }
@@ -271,7 +277,7 @@ impl Board {
         chunks.iter().any(|chunk| {
             let key = Key { layer, chunk: *chunk };
             let flight = self.flights.get(&key);
-            flight.is_some_and(|flight| flight.lane == Lane::Demand) && self.moves_with(key, course)
+            flight.is_some_and(|flight| flight.urgency.lane() == Lane::Demand) && self.moves_with(key, course)
         })
     }
 
@@ -282,7 +288,7 @@ impl Board {
             if !self.moves_with(key, course) {
                 continue;
             }
-            let Some(lane) = self.flights.get(&key).map(|flight| flight.lane) else {
+            let Some(lane) = self.flights.get(&key).map(|flight| flight.urgency.lane()) else {
                 continue;
             };
             let turn = self.queue(key, lane);
@@ -300,10 +306,10 @@ impl Board {
         }
         let flight = self.flights.remove(&key)?;
         if let Phase::Queued(turn) = flight.phase {
-            self.queues[flight.lane.at()].remove(&turn);
+            self.queues[flight.urgency.lane().at()].remove(&turn);
         }
         flight.outcome.send_replace(Some(outcome));
-        Some(flight.lane)
+        Some(flight.urgency.lane())
     }
 
     /// Forgets what waits for a layer in the lanes from `first` on. What is under way goes on.

@@ -47,7 +47,7 @@ pub(crate) use self::upstream::{Claim, Upstream};
 use crate::sync::lock;
 use crate::{CachedLayer, Counters, LazyLayer, Link};
 
-/// Plain bytes that may wait for decoding or be decoded at one time: two cores decode this in some 20 ms, and the network is read
+/// Plain bytes that may wait for decoding or be decoded at one time, beside those that readers wait for: two cores decode this in some 60 ms, and the network is read
 /// on meanwhile.
 const UNDECODED: usize = 32 << 20;
 

@@ -29,7 +29,7 @@ impl Transfer {
         );
         let chunks = self.batch.chunks.iter().copied();
         let wanted = chunks
-            .filter(|at| self.upstream.is_awaited(self.key(*at)))
+            .filter(|at| self.upstream.urgency(self.key(*at)).is_some())
             .collect();
         let (index, blob) = (source.index.clone(), source.blob.clone());
         let key = self.key(0);

@@ -19,6 +19,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::board::{Course, Key, Outcome};
 use super::coalesce::Batch;
+use super::decode::Urgency;
 use super::upstream::{Patience, Upstream};
 use super::{Lane, Source};
 use crate::{ByteStream, Error, ErrorKind};
@@ -118,8 +119,8 @@ impl Transfer {
             if !self.arrive(&mut body, position).await? {
                 return Ok(());
             }
-            if let Some(stored) = self.cut(&mut body, *at) {
-                self.decode_later(*at, stored).await;
+            if let Some((stored, urgency)) = self.cut(&mut body, *at) {
+                self.decode_later(*at, stored, urgency).await;
             }
         }
         self.batch.source.fetcher.counters.range_took(asked.elapsed());
@@ -217,24 +218,28 @@ impl Transfer {
     }
 
     /// The stored bytes of a chunk that has arrived; `None` when another transfer has taken the chunk over.
-    fn cut(&self, body: &mut Body, at: usize) -> Option<Bytes> {
+    fn cut(&self, body: &mut Body, at: usize) -> Option<(Bytes, Arc<Urgency>)> {
         let stored = self.batch.source.chunk(at).stored_range();
         let bytes = body.cut(stored);
-        let has_flight = self.upstream.is_awaited(self.key(at));
-        has_flight.then_some(bytes)
+        Some((bytes, self.upstream.urgency(self.key(at))?))
     }
 
-    /// Has a chunk decoded and landed. Waits only while too many bytes wait for decoding.
-    async fn decode_later(&self, at: usize, stored: Bytes) {
+    /// Has a chunk decoded and landed. Waits only while too many bytes wait for decoding, and not when a reader waits for the chunk: ranges for readers
+    /// are few and short.
+    async fn decode_later(&self, at: usize, stored: Bytes, urgency: Arc<Urgency>) {
         // Made before the wait: from here on it tells those who wait, however this ends.
         let landing = Landing {
             source: self.batch.source.clone(),
             upstream: self.upstream.clone(),
             course: self.course.clone(),
             key: self.key(at),
+            urgency,
         };
         let source = &self.batch.source;
-        let room = source.fetcher.room_for(source.chunk(at).plain_len).await;
+        let room = match landing.urgency.lane() {
+            Lane::Demand => None,
+            _ => source.fetcher.room_for(source.chunk(at).plain_len).await,
+        };
         tokio::spawn(landing.decode(stored, room));
     }
 
@@ -288,6 +293,7 @@ struct Landing {
     upstream: Arc<Upstream>,
     course: Arc<Course>,
     key: Key,
+    urgency: Arc<Urgency>,
 }
 
 impl Landing {
@@ -307,7 +313,7 @@ impl Landing {
         let (source, at) = (self.source.clone(), self.key.chunk);
         let decoders = source.fetcher.decoders.clone();
         decoders
-            .run(move |decoder| source.decode(decoder, at, &stored))
+            .run(&self.urgency, move |decoder| source.decode(decoder, at, &stored))
             .await
     }
 

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::board::{Board, Course, Key, Outcome, Ticket, Wish};
 use super::coalesce::Batch;
+use super::decode::Urgency;
 use super::latency::Latency;
 use super::pace::Pace;
 use super::transfer::Transfer;
@@ -247,9 +248,9 @@ impl Upstream {
         self.start();
     }
 
-    /// Whether somebody wants the chunk.
-    pub(super) fn is_awaited(&self, key: Key) -> bool {
-        lock(&self.state).board.has(key.layer, key.chunk)
+    /// How urgently a chunk is wanted, now and later; `None` when nobody wants it.
+    pub(super) fn urgency(&self, key: Key) -> Option<Arc<Urgency>> {
+        lock(&self.state).board.urgency(key)
     }
 
     /// Ends the flight of a chunk; see [`Board::land`].
