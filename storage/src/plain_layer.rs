@@ -17,7 +17,7 @@ use sluice_format::DiffId;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::fetch::readahead::Foresight;
+use crate::fetch::readahead::{Foresight, Reading};
 use crate::fetch::{Claim, Lane, Source, WholeWhen, loader};
 use crate::read_policy::{Patience, ReadPolicy};
 use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
@@ -113,11 +113,16 @@ impl PlainLayer {
         self.source.index.chunks.plain_len()
     }
 
+    /// Chunks that it consists of.
+    pub(crate) fn chunks(&self) -> usize {
+        self.source.index.chunks.chunks().len()
+    }
+
     /// Chunks that are not in the cache; all of them without a cache.
     pub fn missing_chunks(&self) -> usize {
         match &self.source.cache {
             Some(cache) => cache.missing_chunks(),
-            None => self.source.index.chunks.chunks().len(),
+            None => self.chunks(),
         }
     }
 
@@ -226,9 +231,9 @@ impl PlainLayer {
         }
     }
 
-    /// Says when all of the layer is wanted.
-    pub(crate) fn come_whole(&self, when: WholeWhen) {
-        self.foresight.come_whole(when);
+    /// Says when all of the layer is wanted, and what it is part of.
+    pub(crate) fn come_whole(&self, when: WholeWhen, image: Arc<Reading>) {
+        self.foresight.come_whole(when, image);
     }
 
     /// Who carries the load of reading it.

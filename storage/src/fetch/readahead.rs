@@ -6,18 +6,21 @@
 //! programs read several files at once and a loader walks two sections of a library side by side.
 //!
 //! Other touches come in clusters: modules of one package, functions of one library. So chunks around a touch are fetched too, the more of
-//! them the more chunks nearby were touched already. These are guesses, and they are bounded by how many turn out right: what was fetched
+//! them the more chunks nearby were touched already; of a touch that stands alone only the next one is likely to follow. These are guesses, and they
+//! are bounded by how many turn out right: what was fetched
 //! in vain never exceeds a share of what was touched, and a little to begin with. The numbers come from replaying recorded starts of a PyTorch
-//! program, a web server and a small function against many of them: these leave one wait in five or six at 1.5 times the bytes.
+//! program, a web server and a small function against many of them: these leave one wait in four at 1.3 to 1.6 times the bytes, see
+//! `docs/decisions/0006-fetching-ahead.md`.
 //!
-//! When more than half of a layer was touched by such readers, the rest will be too: it is asked for at once, in the lane of fills, unless the layer is to
-//! stay lazy. A layer that is shorter than it is worth to ask for its parts is asked for when it is touched. See [`WholeWhen`].
+//! When more than half of a layer, or a third of an image, was touched by readers on a track, the rest will be too: it is asked for at once, in the lane of
+//! fills, unless the layer is to stay lazy. A layer that is shorter than it is worth to ask for its parts is asked for when it is touched. See [`WholeWhen`].
 //!
 //! Only the first touch of a chunk counts, whether it was here already or not.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use super::{Lane, LayerChunks};
 use crate::sync::lock;
@@ -38,16 +41,21 @@ const PORTION: u64 = 8 << 20;
 const LONG_TRACK: usize = 32;
 /// How far on either side of a touch earlier touches count as near.
 const REACH: usize = 32;
+/// Touches nearby for each of which one more chunk is guessed on either side.
+const NEAR_PER_GUESS: usize = 4;
 /// Most chunks that are guessed on either side of a touch.
 const MOST_GUESSES: usize = 8;
 /// Stored bytes of guesses that may be wrong before any was right.
-const WRONG_BYTES: u64 = 512 << 10;
+const WRONG_BYTES: u64 = 64 << 10;
 /// Wrong guesses beyond that, in percent of what was touched.
 const WRONG_PERCENT: u64 = 70;
 
 /// Share of a layer, in percent of its chunks, that readers on a track have touched when all of it is wanted. A program that reads a few files, however
 /// large, leaves most of a layer alone.
 const DENSE_PERCENT: usize = 50;
+/// The same of an image: who reads a third of it from end to end, whichever layers that is in, comes to the others as well. Starts of images of 85 MB to 2 GB
+/// read 3 to 12 % of their chunks on a track.
+const IMAGE_DENSE_PERCENT: usize = 33;
 /// Chunks of a layer of which that can be told: of fewer, the window of a track is the rest anyway.
 const DENSE_AT_LEAST: usize = 16;
 
@@ -61,6 +69,31 @@ pub(crate) enum WholeWhen {
     Dense,
     /// When it is touched.
     Touched,
+}
+
+/// How much of an image readers on a track have touched, in chunks of all its layers.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    chunks: usize,
+    on_track: AtomicUsize,
+}
+
+impl Reading {
+    /// That of an image with so many chunks.
+    pub(crate) fn new(chunks: usize) -> Arc<Self> {
+        Arc::new(Self {
+            chunks,
+            on_track: AtomicUsize::new(0),
+        })
+    }
+
+    fn add(&self, chunks: usize) {
+        self.on_track.fetch_add(chunks, Ordering::Relaxed);
+    }
+
+    fn is_dense(&self) -> bool {
+        self.on_track.load(Ordering::Relaxed) * 100 > self.chunks * IMAGE_DENSE_PERCENT
+    }
 }
 
 /// What was touched of one layer, and what follows from it.
@@ -92,6 +125,7 @@ struct State {
     /// Chunks touched for the first time by a reader on a track.
     on_track: usize,
     whole_when: WholeWhen,
+    image: Option<Arc<Reading>>,
     /// The rest has been asked for.
     is_filling: bool,
 }
@@ -121,6 +155,7 @@ impl Foresight {
             tracks: VecDeque::new(),
             on_track: 0,
             whole_when: WholeWhen::default(),
+            image: None,
             is_filling: false,
         };
         Self {
@@ -134,9 +169,11 @@ impl Foresight {
         }
     }
 
-    /// Says when all of the layer is wanted.
-    pub(crate) fn come_whole(&self, when: WholeWhen) {
-        lock(&self.state).whole_when = when;
+    /// Says when all of the layer is wanted, and what it is part of.
+    pub(crate) fn come_whole(&self, when: WholeWhen, image: Arc<Reading>) {
+        let mut state = lock(&self.state);
+        state.whole_when = when;
+        state.image = Some(image);
     }
 
     /// Says that a chunk will be fetched for another reason: its touch tells nothing new.
@@ -191,8 +228,8 @@ impl State {
         let end = self.touched.len();
         let near = chunk.saturating_sub(REACH)..(chunk + REACH + 1).min(end);
         let density = near.filter(|near| self.touched.get(*near)).count() - 1;
-        let forward = (1 + density / 2).min(MOST_GUESSES);
-        let backward = forward;
+        let backward = (density / NEAR_PER_GUESS).min(MOST_GUESSES);
+        let forward = (backward + 1).min(MOST_GUESSES);
         let around =
             (chunk + 1..(chunk + 1 + forward).min(end)).chain((chunk.saturating_sub(backward)..chunk).rev());
         for guess in around {
@@ -209,7 +246,11 @@ impl State {
     /// The rest of a layer, once, when all of it is wanted. What comes because of one touch travels with it.
     fn fill(&mut self, ahead: &mut Vec<(usize, Lane)>) {
         let chunks = self.touched.len();
-        let is_dense = || chunks >= DENSE_AT_LEAST && self.on_track * 100 > chunks * DENSE_PERCENT;
+        let is_image_dense = || self.image.as_ref().is_some_and(|image| image.is_dense());
+        let is_dense = || {
+            let is_own = self.on_track * 100 > chunks * DENSE_PERCENT;
+            chunks >= DENSE_AT_LEAST && (is_own || is_image_dense())
+        };
         let lane = match self.whole_when {
             _ if self.is_filling => return,
             WholeWhen::Touched => Lane::Neighbour,
@@ -246,6 +287,9 @@ impl State {
         track.last = last;
         track.steps += 1;
         self.on_track += news;
+        if let Some(image) = &self.image {
+            image.add(news);
+        }
         let window = windows.after(track.steps);
         let from = track.ahead.max(touched.end);
         let to = (touched.end + window).min(self.touched.len());
@@ -350,10 +394,10 @@ mod tests {
         assert_eq!(filled[0], (CHUNKS / 2 + 2..CHUNKS).collect::<Vec<_>>());
 
         let lazy = foresight();
-        lazy.come_whole(WholeWhen::Never);
+        lazy.come_whole(WholeWhen::Never, Reading::new(CHUNKS));
         assert!((0..CHUNKS).all(|chunk| touch(&lazy, chunk, Lane::Fill).is_empty()));
         let short = foresight();
-        short.come_whole(WholeWhen::Touched);
+        short.come_whole(WholeWhen::Touched, Reading::new(CHUNKS));
         let rest = (0..CHUNKS).filter(|chunk| *chunk != 9);
         let asked: Bits =
             touch(&short, 9, Lane::Neighbour)
@@ -371,6 +415,20 @@ mod tests {
                 .into_iter()
                 .all(|chunk| touch(&scattered, chunk, Lane::Fill).is_empty())
         );
+    }
+
+    #[test]
+    fn who_reads_a_third_of_an_image_is_expected_in_every_layer() {
+        let image = Reading::new(2 * CHUNKS);
+        let layers = [foresight(), foresight()];
+        for layer in &layers {
+            layer.come_whole(WholeWhen::Dense, image.clone());
+        }
+        let one_touch = |layer: &Foresight, chunk| touch(layer, chunk, Lane::Fill).len();
+        (0..CHUNKS * 3 / 5).for_each(|chunk| _ = one_touch(&layers[0], chunk));
+        assert_eq!(one_touch(&layers[1], 0), 0);
+        (CHUNKS * 3 / 5..CHUNKS * 3 / 4).for_each(|chunk| _ = one_touch(&layers[0], chunk));
+        assert_eq!(one_touch(&layers[1], 500), CHUNKS - 2);
     }
 
     #[test]
@@ -392,11 +450,12 @@ mod tests {
     #[test]
     fn guesses_grow_with_what_was_touched_nearby() {
         let foresight = foresight();
-        assert_eq!(touch(&foresight, 500, Lane::Neighbour), [501, 499]);
-        touch(&foresight, 520, Lane::Neighbour);
-        touch(&foresight, 480, Lane::Neighbour);
-        let dense = touch(&foresight, 505, Lane::Neighbour);
-        assert_eq!(dense, [506, 507, 504, 503]);
+        assert_eq!(touch(&foresight, 500, Lane::Neighbour), [501]);
+        for near in 501..508 {
+            touch(&foresight, near, Lane::Neighbour);
+        }
+        let dense = touch(&foresight, 520, Lane::Neighbour);
+        assert_eq!(dense, [521, 522, 523, 519, 518]);
     }
 
     #[test]
@@ -429,8 +488,9 @@ mod tests {
             foresight.expect(chunk);
         }
         assert!(touch(&foresight, 40, Lane::Neighbour).is_empty());
-        assert_eq!(touch(&foresight, 6, Lane::Neighbour), [5]);
+        assert!(touch(&foresight, 6, Lane::Neighbour).is_empty());
         assert!(foresight.touch(6..7).is_empty() && foresight.touch(40..41).is_empty());
-        assert_eq!(touch(&foresight, CHUNKS - 1, Lane::Neighbour), [CHUNKS - 2]);
+        assert_eq!(touch(&foresight, 41, Lane::Neighbour), [42]);
+        assert!(touch(&foresight, CHUNKS - 1, Lane::Neighbour).is_empty());
     }
 }

@@ -10,7 +10,7 @@
 //! | lazy | any | lazily, whatever its readers do |
 //! | auto | nearly all of the image is what earlier starts demanded | whole, at once |
 //! | auto | shorter than what the link carries while a reader waits for parts | whole, when it is touched |
-//! | auto | any other | lazily, and whole once its readers turn out to read it from end to end |
+//! | auto | any other | lazily, and whole once readers turn out to read it, or the image, from end to end |
 //!
 //! Why short layers come whole: a first read costs a round trip and most likely leads to a second one, so readers wait longer than the whole layer
 //! takes. One that nobody touches is not fetched. What readers do is seen in the module `readahead`.
@@ -23,6 +23,7 @@ use std::time::Duration;
 use sluice_format::Profile;
 
 use crate::fetch::WholeWhen;
+use crate::fetch::readahead::Reading;
 use crate::{LazyLayer, PlainLayer, profile};
 
 /// Part of an image, in percent of its stored bytes, that starts may demand before all of it is wanted. Recordings are cut off at half of an image, since
@@ -199,12 +200,14 @@ fn short_len(link: Link) -> u64 {
 impl Choice {
     /// Tells the layers how to come, and gives those that come whole at once. `layers` are those of the image, in order.
     pub fn apply(&self, layers: &[Arc<PlainLayer>]) -> Vec<Arc<PlainLayer>> {
+        let image = Reading::new(layers.iter().map(|layer| layer.chunks()).sum());
         for (at, layer) in layers.iter().enumerate() {
-            layer.come_whole(match self.mode {
+            let when = match self.mode {
                 LayerMode::Lazy => WholeWhen::Never,
                 LayerMode::Auto | LayerMode::Whole if self.short.contains(&at) => WholeWhen::Touched,
                 LayerMode::Auto | LayerMode::Whole => WholeWhen::Dense,
-            });
+            };
+            layer.come_whole(when, image.clone());
         }
         let whole = self.whole.iter();
         whole.filter_map(|at| layers.get(*at).cloned()).collect()
