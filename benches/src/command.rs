@@ -103,7 +103,7 @@ pub fn exists(name: &str) -> bool {
 }
 
 /// The file of a command, which may be given with its directory.
-fn find(name: &Path) -> Option<PathBuf> {
+pub fn find(name: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .map(|dir| dir.join(name))

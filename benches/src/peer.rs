@@ -4,19 +4,21 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use clap::ValueEnum;
+use serde_json::json;
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::installed::{self, Service};
 use sluice_tests::process;
 use sluice_tests::scratch::Disk;
 
-use super::command::sluice;
+use super::command::{find, sluice};
 use super::daemons::{cpu_seconds, peak_memory};
 
-/// What runs the image. Each begins with empty state.
+/// What runs an image. Each begins with empty state, and finds its programs on the path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Way {
     /// `sluice snapshotter` with containerd 1.6.
@@ -25,52 +27,53 @@ pub enum Way {
     Overlayfs,
     /// containerd 2 with the EROFS snapshotter.
     Erofs,
-    /// The SOCI snapshotter with containerd 1.6. It needs --soci and, for a certificate of its registry, `SSL_CERT_FILE`.
+    /// The SOCI snapshotter with containerd 1.6.
     Soci,
+    /// The stargz snapshotter with containerd 1.6.
+    Stargz,
+    /// The nydus snapshotter with containerd 1.6, and `nydusd` with FUSE.
+    Nydus,
 }
 
 impl Way {
-    /// Its name in tables.
+    /// Its name, here and in containerd.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sluice => "sluice",
             Self::Overlayfs => "overlayfs",
             Self::Erofs => "erofs",
             Self::Soci => "soci",
+            Self::Stargz => "stargz",
+            Self::Nydus => "nydus",
         }
     }
-
-    /// Its name in containerd.
-    pub fn snapshotter(self) -> &'static str {
-        self.name()
-    }
 }
 
-/// Where SOCI is, which is not among the programs of this system.
-#[derive(Clone, Debug, clap::Args)]
-pub struct SociArgs {
-    /// Directory with `soci` and `soci-snapshotter-grpc`.
-    #[arg(long, value_name = "DIR")]
-    soci: Option<PathBuf>,
-    /// The image for SOCI, where that has another name: its old versions speak TLS only.
-    #[arg(long, value_name = "IMAGE")]
-    soci_image: Option<String>,
+/// An image and what runs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contestant {
+    /// What runs it.
+    pub way: Way,
+    /// `HOST:PORT/NAME:TAG`.
+    pub reference: String,
 }
 
-impl SociArgs {
-    fn program(&self, name: &str) -> anyhow::Result<PathBuf> {
-        let directory = self
-            .soci
-            .as_ref()
-            .context("where SOCI is must be said with --soci")?;
-        Ok(directory.join(name))
+impl FromStr for Contestant {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (way, image) = text.split_once('=').ok_or("WAY=IMAGE is expected")?;
+        Ok(Self {
+            way: Way::from_str(way, false)?,
+            reference: image.strip_prefix("docker://").unwrap_or(image).to_owned(),
+        })
     }
 }
 
 /// SOCI keeps what it fetched there, whatever its options say.
 const SOCI_STORE: &str = "/var/lib/soci-snapshotter-grpc";
 
-/// How long SOCI's service may take to listen, and to end.
+/// How long another's service may take to listen, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A host that has never seen an image. Its parts end in this order.
@@ -78,7 +81,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Host {
     way: Way,
     plain_http: bool,
-    soci: SociArgs,
     containerd: Containerd,
     daemon: Daemon,
     _disk: Option<Disk>,
@@ -89,13 +91,13 @@ pub struct Host {
 enum Daemon {
     None,
     Sluice(Service),
-    Soci(Soci),
+    Other(Other),
 }
 
 #[derive(Debug)]
-struct Soci(Child);
+struct Other(Child);
 
-impl Drop for Soci {
+impl Drop for Other {
     fn drop(&mut self) {
         process::end(&mut self.0, PATIENCE);
     }
@@ -106,19 +108,17 @@ impl Host {
     ///
     /// # Errors
     /// When one of them is not installed or does not come up.
-    pub fn start(way: Way, plain_http: bool, soci: &SociArgs) -> anyhow::Result<Self> {
+    pub fn start(contestant: &Contestant, plain_http: bool) -> anyhow::Result<Self> {
+        let way = contestant.way;
         let (containerd, daemon, disk) = match way {
             Way::Overlayfs => (Containerd::start()?, Daemon::None, None),
             Way::Erofs => (Containerd::start_erofs()?, Daemon::None, None),
-            Way::Sluice | Way::Soci => {
+            Way::Sluice | Way::Soci | Way::Stargz | Way::Nydus => {
                 let disk = Disk::new("service")?;
-                let daemon = match way {
-                    Way::Soci => start_soci(&disk.directory, soci)?,
-                    _ => start_sluice(&disk.directory, plain_http)?,
-                };
+                let daemon = start_daemon(contestant, &disk.directory, plain_http)?;
                 let socket = installed::socket(&disk.directory);
                 let proxy = Proxy {
-                    name: way.snapshotter(),
+                    name: way.name(),
                     socket: &socket,
                 };
                 let containerd = Containerd::start_with(Release::One, &[proxy])?;
@@ -128,7 +128,6 @@ impl Host {
         Ok(Self {
             way,
             plain_http,
-            soci: soci.clone(),
             containerd,
             daemon,
             _disk: disk,
@@ -140,46 +139,34 @@ impl Host {
         &self.containerd
     }
 
-    /// How containerd knows `image`, which is named as Sluice names images.
-    pub fn reference<'a>(&'a self, image: &'a str) -> &'a str {
-        let image = match &self.soci.soci_image {
-            Some(own) if self.way == Way::Soci => own,
-            _ => image,
-        };
-        image.strip_prefix("docker://").unwrap_or(image)
-    }
-
-    /// Pulls the image until a container can be made of it.
+    /// Pulls an image until a container can be made of it.
     ///
     /// # Errors
     /// When that fails, or Sluice does not serve every layer.
-    pub fn pull(&self, image: &str) -> anyhow::Result<()> {
-        let reference = self.reference(image);
-        match self.way {
-            Way::Overlayfs => self.containerd.pull(reference),
-            Way::Erofs => self.pull_on_this_side(reference),
-            Way::Sluice => self.sluice_pull(reference),
-            Way::Soci => {
-                let mut command = Command::new(self.soci.program("soci")?);
-                let address = self.containerd.socket();
-                command.arg("--address").arg(address);
-                process::run(command.args(["image", "rpull", reference])).map(|_| ())
-            }
+    pub fn pull(&self, reference: &str) -> anyhow::Result<()> {
+        let plain_http = self.plain_http.then_some("--plain-http");
+        let mut command = match self.way {
+            Way::Sluice => return self.sluice_pull(reference),
+            Way::Overlayfs => self.containerd.ctr(["images", "pull"]),
+            // Otherwise its transfer service unpacks, which knows only the snapshotters that it is told of.
+            Way::Erofs => self.containerd.ctr(["images", "pull", "--local"]),
+            Way::Soci => self.pull_with("soci", &["image", "rpull"]),
+            Way::Stargz => self.pull_with("ctr-remote", &["images", "rpull"]),
+            Way::Nydus => self.pull_with("ctr-remote", &["images", "rpull", "--use-containerd-labels"]),
+        };
+        if self.way != Way::Soci {
+            command.args(["--snapshotter", self.way.name()]).args(plain_http);
         }
+        process::run(command.arg(reference)).map(|_| ())
     }
 
-    /// containerd 2 unpacks in its transfer service, which has to be configured for each snapshotter, unless `ctr` does it.
-    fn pull_on_this_side(&self, reference: &str) -> anyhow::Result<()> {
-        let arguments = [
-            "images",
-            "pull",
-            "--local",
-            "--plain-http",
-            "--snapshotter",
-            self.way.snapshotter(),
-            reference,
-        ];
-        process::run(&mut self.containerd.ctr(arguments)).map(|_| ())
+    fn pull_with(&self, program: &str, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program);
+        command
+            .arg("--address")
+            .arg(self.containerd.socket())
+            .args(arguments);
+        command
     }
 
     fn sluice_pull(&self, reference: &str) -> anyhow::Result<()> {
@@ -189,14 +176,12 @@ impl Host {
                 "pull",
                 "--json",
                 "--snapshotter",
-                self.way.snapshotter(),
+                self.way.name(),
                 "--containerd-address",
             ])
             .arg(self.containerd.socket())
             .arg(reference);
-        if self.plain_http {
-            command.arg("--plain-http");
-        }
+        command.args(self.plain_http.then_some("--plain-http"));
         let pulled: serde_json::Value = serde_json::from_str(&process::run(&mut command)?)?;
         ensure!(
             pulled["layers"] == pulled["served"],
@@ -209,7 +194,7 @@ impl Host {
         let other = match &self.daemon {
             Daemon::None => None,
             Daemon::Sluice(service) => Some(service.pid()),
-            Daemon::Soci(soci) => Some(soci.0.id()),
+            Daemon::Other(other) => Some(other.0.id()),
         };
         [self.containerd.pid()].into_iter().chain(other)
     }
@@ -231,23 +216,90 @@ impl Host {
     }
 }
 
-fn start_sluice(state: &Path, plain_http: bool) -> anyhow::Result<Daemon> {
-    let options = plain_http.then_some("--plain-http");
-    Ok(Daemon::Sluice(Service::start(state, options.as_slice())?))
+fn start_daemon(contestant: &Contestant, state: &Path, plain_http: bool) -> anyhow::Result<Daemon> {
+    match contestant.way {
+        Way::Sluice => {
+            let options = plain_http.then_some("--plain-http");
+            Ok(Daemon::Sluice(Service::start(state, options.as_slice())?))
+        }
+        Way::Soci => {
+            match fs::remove_dir_all(SOCI_STORE) {
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                outcome => outcome.with_context(|| format!("removing {SOCI_STORE}"))?,
+            }
+            start_other("soci-snapshotter-grpc", state, "")
+        }
+        Way::Stargz => {
+            let (host, _) = contestant.reference.split_once('/').unwrap_or_default();
+            let mirror =
+                format!("[[resolver.host.{host:?}.mirrors]]\nhost = {host:?}\ninsecure = {plain_http}\n");
+            start_other("containerd-stargz-grpc", state, &mirror)
+        }
+        Way::Nydus => {
+            let configuration = nydus_configuration(state, plain_http)?;
+            start_other("containerd-nydus-grpc", state, &configuration)
+        }
+        Way::Overlayfs | Way::Erofs => Ok(Daemon::None),
+    }
 }
 
-fn start_soci(state: &Path, soci: &SociArgs) -> anyhow::Result<Daemon> {
-    match fs::remove_dir_all(SOCI_STORE) {
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        outcome => outcome.with_context(|| format!("removing {SOCI_STORE}"))?,
-    }
-    let configuration = state.join("soci.toml");
-    fs::write(&configuration, "")?;
-    let mut command = Command::new(soci.program("soci-snapshotter-grpc")?);
+/// Starts a snapshotter whose options are named as most name them.
+fn start_other(program: &str, state: &Path, configuration: &str) -> anyhow::Result<Daemon> {
+    let file = state.join("config.toml");
+    fs::write(&file, configuration)?;
+    let mut command = Command::new(program);
+    command.arg("--config").arg(file);
     command.arg("--address").arg(installed::socket(state));
-    command.arg("--root").arg(state.join("soci"));
-    command.arg("--config").arg(configuration);
-    let child = Soci(process::spawn_logged(&mut command, &state.join("soci.log"))?);
-    process::wait_until("SOCI to listen", PATIENCE, || installed::socket(state).exists())?;
-    Ok(Daemon::Soci(child))
+    command.arg("--root").arg(state.join("root"));
+    let child = Other(process::spawn_logged(&mut command, &state.join("log"))?);
+    process::wait_until("a snapshotter to listen", PATIENCE, || {
+        installed::socket(state).exists()
+    })
+    .with_context(|| fs::read_to_string(state.join("log")).unwrap_or_default())?;
+    Ok(Daemon::Other(child))
+}
+
+/// Writes what `nydusd` is to do, and gives the configuration of its snapshotter: one daemon for all images, a cache of blobs, and the
+/// prefetching that its documentation shows.
+fn nydus_configuration(state: &Path, plain_http: bool) -> anyhow::Result<String> {
+    let daemon = state.join("nydusd.json");
+    let scheme = if plain_http { "http" } else { "https" };
+    let settings = json!({
+        "device": {
+            "backend": {"type": "registry", "config": {"scheme": scheme, "skip_verify": true, "timeout": 5, "connect_timeout": 5, "retry_limit": 4}},
+            "cache": {"type": "blobcache", "config": {"work_dir": state.join("cache")}},
+        },
+        "mode": "direct",
+        "digest_validate": false,
+        "iostats_files": false,
+        "enable_xattr": true,
+        "fs_prefetch": {"enable": true, "threads_count": 8, "merging_size": 1_048_576, "prefetch_all": false},
+    });
+    fs::write(&daemon, settings.to_string())?;
+    let program = |name: &str| -> anyhow::Result<PathBuf> {
+        find(Path::new(name)).with_context(|| format!("{name} is not on the path"))
+    };
+    Ok(format!(
+        "version = 1\ndaemon_mode = \"shared\"\n[system]\nenable = false\n[daemon]\nnydusd_path = {:?}\nnydusimage_path = {:?}\n\
+         nydusd_config = {daemon:?}\nfs_driver = \"fusedev\"\nrecover_policy = \"none\"\n[remote]\nskip_ssl_verify = true\n\
+         [log]\nlevel = \"warn\"\nlog_to_stdout = true\n",
+        program("nydusd")?,
+        program("nydus-image")?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Contestant, Way};
+
+    #[test]
+    fn contestants_are_ways_with_images() {
+        let contestant = Contestant {
+            way: Way::Erofs,
+            reference: "host:1/a:b".to_owned(),
+        };
+        assert_eq!("erofs=docker://host:1/a:b".parse(), Ok(contestant.clone()));
+        assert_eq!("erofs=host:1/a:b".parse(), Ok(contestant));
+        assert!("host:1/a:b".parse::<Contestant>().is_err() && "x=y".parse::<Contestant>().is_err());
+    }
 }

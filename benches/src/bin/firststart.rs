@@ -1,13 +1,15 @@
-//! How long an ordinary image takes until its container is ready, through containerd: with Sluice beside others.
+//! How long a container takes until it is ready on a host that has never seen its image, through containerd: with Sluice beside others.
 //!
-//! `ordinary IMAGE [--beside overlayfs,erofs,soci] [--rounds N] [--device DEV] [--plain-http] [--ready TEXT]`. IMAGE is any image in a
-//! registry, reached over a link that is shaped outside. In each round it is pulled and started, in changing order, on a host that has
-//! never seen it:
+//! `firststart sluice=IMAGE [WAY=IMAGE]... [--rounds N] [--device DEV] [--plain-http] [--ready TEXT]`. Images are in a registry, reached over a link
+//! that is shaped outside. In each round they are pulled and started in changing order:
 //!
-//! - `sluice`: by `sluice pull` and the service, which streams every layer that has no index;
-//! - `overlayfs`: by containerd 1.6, which unpacks it;
+//! - `sluice`: by `sluice pull` and the service. Any image: a converted or indexed one starts lazily, layers of others are streamed;
+//! - `overlayfs`: by containerd 1.6, which unpacks an ordinary image;
 //! - `erofs`: by containerd 2 and its EROFS snapshotter, which makes an EROFS image of each layer;
-//! - `soci`: by the SOCI snapshotter (`--soci DIR`), lazily if an index of the image was pushed with it.
+//! - `soci`: by the SOCI snapshotter, lazily if an index was pushed with the image. Its old versions speak TLS only, so the image may have
+//!   another name for it, and `SSL_CERT_FILE` tells it of a certificate;
+//! - `stargz`: by the stargz snapshotter, lazily for an eStargz or zstd:chunked image;
+//! - `nydus`: by the nydus snapshotter, for an image in the format of `nydus-image`.
 //!
 //! The daemons run already, each with its state in an ext4 file system of its own on the same disk. Page cache is dropped before each
 //! start; the programs that run for every container stay in it. A start lasts from before the pull until the entry point prints a line with the text
@@ -21,18 +23,16 @@ use clap::Parser;
 use serde_json::json;
 use sluice_benches::command::{drop_caches_but, sluice};
 use sluice_benches::link::LinkArgs;
-use sluice_benches::peer::{Host, SociArgs, Way};
+use sluice_benches::peer::{Contestant, Host};
 use sluice_benches::started::{PROGRAMS, Started};
 use sluice_benches::table::{Table, mb, say};
 use sluice_benches::{median, ratio, spread};
 
 #[derive(Debug, Parser)]
 struct Args {
-    /// The image.
-    image: String,
-    /// What to measure beside Sluice.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "overlayfs")]
-    beside: Vec<Way>,
+    /// What runs which image. The first one is what the others are compared with.
+    #[arg(required = true, value_name = "WAY=IMAGE")]
+    contestants: Vec<Contestant>,
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
     /// Text by which a line of output says that the container is ready.
@@ -43,14 +43,13 @@ struct Args {
     json: bool,
     #[command(flatten)]
     link: LinkArgs,
-    #[command(flatten)]
-    soci: SociArgs,
 }
 
 /// One start, in seconds and bytes.
 #[derive(Debug)]
 struct Start {
-    way: Way,
+    /// Position of the contestant.
+    contestant: usize,
     pull: f64,
     run: f64,
     cpu: f64,
@@ -64,22 +63,19 @@ fn main() -> anyhow::Result<()> {
         nix::unistd::geteuid().is_root(),
         "containerd mounts images: run this as root"
     );
-    let mut ways = vec![Way::Sluice];
-    ways.extend(args.beside.iter().filter(|way| **way != Way::Sluice));
+    let count = args.contestants.len();
     let mut starts = Vec::new();
-    for _ in 0..args.rounds {
-        for way in &ways {
-            let start = measure(&args, *way)?;
+    for round in 0..args.rounds {
+        // What runs first finds another machine than what runs last.
+        for at in (0..count).map(|at| (at + round) % count) {
+            let start = measure(&args, at)?;
             if args.json {
-                say(start.json(&args.image))?;
+                say(start.json(&args.contestants[at]))?;
             }
             starts.push(start);
         }
-        // What runs first finds another machine than what runs last.
-        ways.rotate_left(1);
     }
-    ways.sort_by_key(|way| *way as u8);
-    report(&args, &ways, &starts)
+    report(&args, &starts)
 }
 
 impl Start {
@@ -87,10 +83,10 @@ impl Start {
         self.pull + self.run
     }
 
-    fn json(&self, image: &str) -> serde_json::Value {
+    fn json(&self, contestant: &Contestant) -> serde_json::Value {
         json!({
-            "image": image,
-            "way": self.way.name(),
+            "way": contestant.way.name(),
+            "image": contestant.reference,
             "pull_seconds": self.pull,
             "run_seconds": self.run,
             "total_seconds": self.total(),
@@ -101,26 +97,27 @@ impl Start {
     }
 }
 
-fn measure(args: &Args, way: Way) -> anyhow::Result<Start> {
-    let host = Host::start(way, args.link.plain_http(), &args.soci)?;
+fn measure(args: &Args, at: usize) -> anyhow::Result<Start> {
+    let contestant = &args.contestants[at];
+    let host = Host::start(contestant, args.link.plain_http())?;
     let sluice = sluice()?;
     let programs: Vec<&Path> = PROGRAMS.iter().map(Path::new).chain([sluice.as_path()]).collect();
     drop_caches_but(&programs)?;
     let (idle, meter) = (host.cpu_seconds()?, args.link.meter()?);
     let began = Instant::now();
-    host.pull(&args.image)?;
+    host.pull(&contestant.reference)?;
     let pull = began.elapsed().as_secs_f64();
     let container = Started::new(
         host.containerd(),
-        way.snapshotter(),
-        host.reference(&args.image),
+        contestant.way.name(),
+        &contestant.reference,
         &args.ready,
     )?;
     let (run, device) = (container.seconds(), meter.received()?);
     let (cpu, memory) = (host.cpu_seconds()? - idle, host.peak_memory()?);
     container.end()?;
     Ok(Start {
-        way,
+        contestant: at,
         pull,
         run,
         cpu,
@@ -129,37 +126,40 @@ fn measure(args: &Args, way: Way) -> anyhow::Result<Start> {
     })
 }
 
-fn report(args: &Args, ways: &[Way], starts: &[Start]) -> anyhow::Result<()> {
+fn report(args: &Args, starts: &[Start]) -> anyhow::Result<()> {
     say(format!(
-        "{} through containerd and runc: {} rounds in turn, median (least–most)",
-        args.image, args.rounds
+        "first starts through containerd and runc: {} rounds in turn, median (least–most)",
+        args.rounds
     ))?;
     let mut table = Table::new(&[
         "way",
+        "image",
         "pull s",
         "run s",
         "total s",
-        "sluice / this",
+        "first / this",
         "CPU s",
         "peak MB",
         "device MB",
     ]);
-    let values = |way: Way, value: &dyn Fn(&Start) -> Option<f64>| -> Vec<f64> {
-        let starts = starts.iter().filter(|start| start.way == way);
+    let values = |at: usize, value: &dyn Fn(&Start) -> Option<f64>| -> Vec<f64> {
+        let starts = starts.iter().filter(|start| start.contestant == at);
         starts.filter_map(value).collect()
     };
-    let ours = median(&values(Way::Sluice, &|start| Some(start.total())));
-    for way in ways {
-        let total = values(*way, &|start| Some(start.total()));
-        let device = values(*way, &|start| start.device.map(|len| len as f64));
+    let first = median(&values(0, &|start| Some(start.total())));
+    for (at, contestant) in args.contestants.iter().enumerate() {
+        let total = values(at, &|start| Some(start.total()));
+        let device = values(at, &|start| start.device.map(|len| len as f64));
+        let (_, name) = contestant.reference.rsplit_once('/').unwrap_or_default();
         table.row([
-            way.name().to_owned(),
-            spread(&values(*way, &|start| Some(start.pull))),
-            spread(&values(*way, &|start| Some(start.run))),
+            contestant.way.name().to_owned(),
+            name.to_owned(),
+            spread(&values(at, &|start| Some(start.pull))),
+            spread(&values(at, &|start| Some(start.run))),
             spread(&total),
-            ratio(ours, Some(median(&total))),
-            spread(&values(*way, &|start| Some(start.cpu))),
-            mb(median(&values(*way, &|start| Some(start.memory as f64))) as u64),
+            ratio(first, Some(median(&total))),
+            spread(&values(at, &|start| Some(start.cpu))),
+            mb(median(&values(at, &|start| Some(start.memory as f64))) as u64),
             match device[..] {
                 [] => "-".to_owned(),
                 _ => mb(median(&device) as u64),
