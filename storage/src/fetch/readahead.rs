@@ -7,8 +7,7 @@
 //!
 //! Other touches come in clusters: modules of one package, functions of one library. So chunks around a touch are fetched too, the more of
 //! them the more chunks nearby were touched already; of a touch that stands alone only the next one is likely to follow. These are guesses, and they
-//! are bounded by how many turn out right: what was fetched
-//! in vain never exceeds a share of what was touched, and a little to begin with. The numbers come from replaying recorded starts of a PyTorch
+//! are bounded by how many turn out right: what was fetched in vain never exceeds what was touched, and a little to begin with. The numbers come from replaying recorded starts of a PyTorch
 //! program, a web server and a small function against many of them: these leave one wait in four at 1.3 to 1.6 times the bytes, see
 //! `docs/decisions/0006-fetching-ahead.md`.
 //!
@@ -40,15 +39,16 @@ const PORTION: u64 = 8 << 20;
 /// Steps after which a track is that of a reader of everything, and its window doubles.
 const LONG_TRACK: usize = 32;
 /// How far on either side of a touch earlier touches count as near.
-const REACH: usize = 32;
-/// Touches nearby for each of which one more chunk is guessed on either side.
-const NEAR_PER_GUESS: usize = 4;
+const REACH: usize = 24;
+/// Touches nearby for each of which one more chunk is guessed behind a touch, and before it. Tracks guess forward as well.
+const NEAR_PER_FORWARD: usize = 5;
+const NEAR_PER_BACKWARD: usize = 3;
 /// Most chunks that are guessed on either side of a touch.
 const MOST_GUESSES: usize = 8;
 /// Stored bytes of guesses that may be wrong before any was right.
-const WRONG_BYTES: u64 = 64 << 10;
+const WRONG_BYTES: u64 = 256 << 10;
 /// Wrong guesses beyond that, in percent of what was touched.
-const WRONG_PERCENT: u64 = 70;
+const WRONG_PERCENT: u64 = 100;
 
 /// Share of a layer, in percent of its chunks, that readers on a track have touched when all of it is wanted. A program that reads a few files, however
 /// large, leaves most of a layer alone.
@@ -228,8 +228,8 @@ impl State {
         let end = self.touched.len();
         let near = chunk.saturating_sub(REACH)..(chunk + REACH + 1).min(end);
         let density = near.filter(|near| self.touched.get(*near)).count() - 1;
-        let backward = (density / NEAR_PER_GUESS).min(MOST_GUESSES);
-        let forward = (backward + 1).min(MOST_GUESSES);
+        let forward = (1 + density / NEAR_PER_FORWARD).min(MOST_GUESSES);
+        let backward = (density / NEAR_PER_BACKWARD).min(MOST_GUESSES);
         let around =
             (chunk + 1..(chunk + 1 + forward).min(end)).chain((chunk.saturating_sub(backward)..chunk).rev());
         for guess in around {
@@ -455,17 +455,18 @@ mod tests {
             touch(&foresight, near, Lane::Neighbour);
         }
         let dense = touch(&foresight, 520, Lane::Neighbour);
-        assert_eq!(dense, [521, 522, 523, 519, 518]);
+        assert_eq!(dense, [521, 522, 519, 518]);
     }
 
     #[test]
     fn wrong_guesses_are_bounded_and_right_ones_are_not() {
-        let scattered = foresight();
-        let mut wrong = 0;
-        for at in 0..40 {
-            wrong += touch(&scattered, (at * 397) % CHUNKS, Lane::Neighbour).len();
-        }
-        assert!(wrong <= WRONG_BYTES as usize / CHUNK_LEN + 30, "{wrong}");
+        const TOUCHED: usize = 40;
+        let spread = foresight();
+        // So near that more and more is guessed, and none of it right.
+        let guesses = (0..TOUCHED).map(|at| touch(&spread, at * 6, Lane::Neighbour).len());
+        let wrong: usize = guesses.sum();
+        let most = (WRONG_BYTES as usize).div_ceil(CHUNK_LEN) + TOUCHED * WRONG_PERCENT as usize / 100;
+        assert!((TOUCHED..=most + 1).contains(&wrong), "{wrong} of {most}");
         let dense = foresight();
         let mut waits = 0;
         let mut here = Bits::new(CHUNKS);

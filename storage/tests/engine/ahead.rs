@@ -12,9 +12,9 @@ use tokio::time::sleep;
 use crate::bench::{Bench, settle};
 
 /// Stored bytes that may be guessed wrongly before any guess was right.
-const WRONG_BYTES: u64 = 64 << 10;
+const WRONG_BYTES: u64 = 256 << 10;
 /// Wrong guesses beyond that, in percent of what was touched.
-const WRONG_PERCENT: u64 = 70;
+const WRONG_PERCENT: u64 = 100;
 
 #[derive(Debug, Default)]
 struct Waits {
