@@ -29,6 +29,9 @@ const END: Duration = Duration::from_secs(20);
 /// How long containerd's garbage collector may take.
 const COLLECTED: Duration = Duration::from_secs(60);
 
+/// How long it may take until a start is recorded, or what one reads is fetched.
+const RECORDED: Duration = Duration::from_secs(60);
+
 /// Plain bytes of the file that no container reads. An eighth of them remains when compressed.
 const LARGE_LEN: u64 = 32 << 20;
 
@@ -154,6 +157,10 @@ impl Host {
         let pulled = sluice::json(["pull", &self.reference, "--containerd-address", socket])?;
         let number = |key: &str| pulled[key].as_u64().context("no number");
         Ok((number("layers")?, number("served")?))
+    }
+
+    fn cache(&self) -> String {
+        self.directory.join("cache").display().to_string()
     }
 
     fn run(&self, name: &str) -> Result<()> {
@@ -422,6 +429,37 @@ fn privileged_images_of_a_real_registry_start_whether_converted_or_not() -> Resu
     ensure!(host.pull()? == (4, 4), "every layer is served");
     host.run("ordinary")?;
     host.remove_image()
+}
+
+#[test]
+fn privileged_what_starts_read_is_fetched_when_the_image_is_pulled() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let layout = converted(&source)?;
+    let mut registry = CountingRegistry::serve(&layout)?;
+    let here = Host::start(Release::One, &registry.address(), "auto")?;
+    here.pull()?;
+    here.run("recorded")?;
+    let (image_id, file) = (layout.image("c")?.image_id(), source.join("start.profile"));
+    let file = file.display().to_string();
+    let export = || sluice::run(["profile", "export", &image_id, &file, "--cache", &here.cache()]);
+    process::wait_until("the record of a start", RECORDED, || export().is_ok())?;
+    here.remove_image()?;
+    drop(here);
+
+    let there = Host::start(Release::One, &registry.address(), "auto")?;
+    sluice::run(["profile", "import", &file, "--cache", &there.cache()])?;
+    registry.traffic().clear();
+    there.pull()?;
+    let mut fetched = 0;
+    process::wait_until("an end of fetching", RECORDED, || {
+        let before = std::mem::replace(&mut fetched, registry.traffic().bytes(Class::Blob));
+        std::thread::sleep(Duration::from_millis(500));
+        before == fetched
+    })?;
+    // No container has asked for anything so far, and none could any more.
+    registry.vanish();
+    there.run("later")?;
+    there.remove_image()
 }
 
 #[test]

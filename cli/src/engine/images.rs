@@ -6,6 +6,7 @@
 //! as part of loading, all at once, so the first request of a pull waits until the image is complete.
 
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,9 +57,15 @@ pub(super) struct Loaded {
     pub(super) index_time: Duration,
     repository: Arc<dyn Repository>,
     attached: OnceCell<Option<Profile>>,
+    is_announced: AtomicBool,
 }
 
 impl Loaded {
+    /// Whether this is the first time that its container is expected.
+    pub(super) fn announce(&self) -> bool {
+        !self.is_announced.swap(true, Ordering::Relaxed)
+    }
+
     /// Which layer has this ChainID.
     pub(super) fn position_of(&self, target: &ChainId) -> Option<usize> {
         chain_ids(&self.image.layers).position(|chain| chain == *target)
@@ -258,9 +265,10 @@ impl LoadedImages {
             index_time: began.elapsed() - resolve_time,
             repository,
             attached: OnceCell::new(),
+            is_announced: AtomicBool::new(false),
         });
         if self.uses_profiles {
-            // Asked while the image is pulled, so that no start waits for the answer.
+            // Asked while the image is loaded, so that no start waits for the answer.
             let (image, store) = (loaded.clone(), ProfileStore::new(self.cache.path()));
             tokio::spawn(async move { image.profile(store).await });
         }

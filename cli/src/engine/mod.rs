@@ -138,6 +138,9 @@ impl Engine {
     /// keeps the session meanwhile. To be followed by the end of this process.
     pub(crate) async fn leave(&self) -> bool {
         self.lingering.finish().await;
+        if let Some(starts) = &self.starts {
+            starts.expect_none();
+        }
         let left = self.layers.leave();
         if left {
             // Dropping them would unmount them.
@@ -167,6 +170,9 @@ impl Engine {
             .is_some_and(|digest| digest != layer.descriptor.digest)
         {
             return Ok(None);
+        }
+        if let Some(starts) = self.starts.as_ref().filter(|_| image.announce()) {
+            self.runtime.spawn(starts.clone().expect(image.clone()));
         }
         Ok(Some(RemoteLayer {
             reference: request.reference.clone(),

@@ -12,14 +12,18 @@ use std::time::{Duration, Instant};
 use sluice_format::{DiffId, Digest};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::{Cache, Fetcher, PlainLayer, ProfileStore, ReadObserver, Recorder};
+use tokio::task::spawn_blocking;
 
 use super::EngineOptions;
 use super::images::{ImageKey, Loaded, LoadedImages};
-use super::layers::{ServedLayer, ServedLayers};
+use super::layers::{LayerLease, ServedLayer, ServedLayers};
 use crate::open_image::{keep, recorder, replay};
 
 /// A start that has not got quiet by then is not one: nobody reads, or nobody stops reading.
 const LONGEST: Duration = Duration::from_secs(180);
+
+/// How long after a pull its container is expected.
+const EXPECTED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A start that is recorded.
 #[derive(Debug)]
@@ -81,6 +85,8 @@ pub(super) struct Starts {
     layers: Arc<ServedLayers>,
     /// Image IDs of the starts that are recorded.
     recorded: Mutex<HashSet<Digest>>,
+    /// Layers of images of which a container is expected. What is queued for a layer is given up with its last lease.
+    expected: Mutex<HashMap<Digest, Vec<LayerLease>>>,
     /// How long the last mount took of the tree that ends with a layer.
     mounts: Mutex<HashMap<DiffId, Duration>>,
 }
@@ -97,12 +103,17 @@ impl Starts {
             images: images.clone(),
             layers: layers.clone(),
             recorded: Mutex::default(),
+            expected: Mutex::default(),
             mounts: Mutex::default(),
         }
     }
 
     fn recorded(&self) -> MutexGuard<'_, HashSet<Digest>> {
         self.recorded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn expected(&self) -> MutexGuard<'_, HashMap<Digest, Vec<LayerLease>>> {
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn mounts(&self) -> MutexGuard<'_, HashMap<DiffId, Duration>> {
@@ -112,6 +123,32 @@ impl Starts {
     /// Notes how long the tree took whose topmost layer is `top`.
     pub(super) fn mounted(&self, top: &RemoteLayer, time: Duration) {
         self.mounts().insert(top.plain_layer, time);
+    }
+
+    /// An image is pulled, and a container of it is likely to follow at once: what that will read is fetched as soon as it is known.
+    pub(super) async fn expect(self: Arc<Self>, image: Arc<Loaded>) {
+        let Some(known) = image.profile(ProfileStore::new(self.cache.path())).await else {
+            return;
+        };
+        let (layers, image_id) = (self.layers.clone(), image.image.image_id);
+        let replaying = spawn_blocking(move || {
+            let stack = &image.image.layers;
+            let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
+            if let Some(served) = layers.find(stack) {
+                replay(&known, &image.image, &plain(&served));
+            }
+            leases
+        });
+        if let Ok(leases) = replaying.await {
+            self.expected().insert(image_id, leases);
+            tokio::time::sleep(EXPECTED_WITHIN).await;
+            self.expected().remove(&image_id);
+        }
+    }
+
+    /// Expects no container any more.
+    pub(super) fn expect_none(&self) {
+        self.expected().clear();
     }
 
     /// A container of these layers is about to start.
@@ -147,11 +184,9 @@ impl Starts {
         let before = self.fetcher.counters().stats().stored_bytes;
         let store = ProfileStore::new(self.cache.path());
         let known = image.profile(store.clone()).await;
-        let plain: Vec<Arc<PlainLayer>> = served.iter().map(|layer| layer.plain.clone()).collect();
         let planned = known
             .as_ref()
-            .map_or(0, |known| replay(known, &image.image, &plain));
-        drop(plain);
+            .map_or(0, |known| replay(known, &image.image, &plain(served)));
         // A start that takes too long is recorded as far as it came.
         let _ = tokio::time::timeout(LONGEST, start.recorder.ended()).await;
         for layer in served {
@@ -174,4 +209,8 @@ impl Starts {
             keep(start.recorder.clone(), known, store).await;
         }
     }
+}
+
+fn plain(served: &[Arc<ServedLayer>]) -> Vec<Arc<PlainLayer>> {
+    served.iter().map(|layer| layer.plain.clone()).collect()
 }
