@@ -1,7 +1,7 @@
 //! Layers in another lazy format, eStargz or zstd:chunked, read as they are.
 //!
 //! A manifest may pin the digest of a layer's table of contents (TOC). Then the layer starts lazily, without conversion and without any
-//! setting: its TOC is fetched, from where an annotation says or with the tail of the blob, and makes the layer index
+//! setting: its TOC is fetched, from where an annotation says, with the tail of the blob, or from an image of TOCs beside the image, and makes the layer index
 //! ([`sluice_format::toc`]). The stored TOC is kept as a document, so that the next start needs no repository.
 //!
 //! A TOC that no annotation pins is not looked for: it would be no more trustworthy than whoever wrote the blob's last bytes, while the bytes of
@@ -17,9 +17,12 @@ use futures_util::{StreamExt as _, stream};
 use sluice_format::toc::{ForeignLayer, PinnedToc, Toc, TocKind, TocLocation, find_toc};
 use sluice_format::{BlobDigest, Digest, FormatError, Limits};
 
+use tokio::sync::OnceCell;
+
 use crate::attached::Wanted;
 use crate::cache::{Cache, TocRecord};
-use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, blocking, offline};
+use crate::documents::ImageManifest;
+use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, ManifestName, Repository, blocking, offline};
 
 /// TOCs fetched at the same time: more than nearly every image has layers.
 const TOCS_AT_ONCE: usize = 64;
@@ -60,16 +63,69 @@ pub(crate) fn note_unpinned(layer: &Descriptor, tail: &[u8], stored_len: u64) {
     }
 }
 
+/// TOCs of eStargz that lie in an image of their own, beside the image in its repository. Its name follows from that of the image; which TOC
+/// is whose, an annotation tells. What it holds is pinned by the manifest of the image, whoever has written it.
+#[derive(Debug)]
+pub(crate) struct Apart<'a> {
+    repository: &'a dyn Repository,
+    /// What the image was called; a digest has no image beside it.
+    tag: Option<&'a str>,
+    found: OnceCell<HashMap<BlobDigest, Descriptor>>,
+}
+
+/// What the tag of an image with TOCs has behind that of its image.
+const APART_SUFFIX: &str = "-esgztoc";
+/// Names the layer that a TOC belongs to.
+const APART_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
+
+impl<'a> Apart<'a> {
+    pub(crate) fn new(repository: &'a dyn Repository, tag: Option<&'a str>) -> Self {
+        Self {
+            repository,
+            tag,
+            found: OnceCell::new(),
+        }
+    }
+
+    /// The TOCs by layer, looked for once.
+    async fn found(&self, limits: &Limits) -> Result<&HashMap<BlobDigest, Descriptor>, Error> {
+        let look = async || {
+            let tag = self.tag.ok_or_else(|| {
+                unusable(
+                    "its table of contents lies beside a tag, and the image is named by digest".to_owned(),
+                )
+            })?;
+            let name = ManifestName::Tag(format!("{tag}{APART_SUFFIX}"));
+            let manifest = self.repository.fetch_manifest(&name).await?;
+            let layers = ImageManifest::parse(&manifest.bytes, limits)?.layers;
+            let of_layer = |toc: Descriptor| {
+                let layer = toc.annotations.get(APART_ANNOTATION)?.parse().ok()?;
+                Some((BlobDigest(layer), toc))
+            };
+            Ok(layers.into_iter().filter_map(of_layer).collect())
+        };
+        self.found.get_or_try_init(look).await
+    }
+
+    async fn fetch(&self, layer: &BlobDigest, limits: &Limits) -> Result<Bytes, Error> {
+        let toc = self.found(limits).await?.get(layer);
+        let toc =
+            toc.ok_or_else(|| unusable("the image with tables of contents has none for it".to_owned()))?;
+        self.repository.fetch_blob(toc, limits.toc_stored_len).await
+    }
+}
+
 /// The layers of `wanted` whose TOC the manifest pins, by blob, with the stored length of the TOC. Never an error.
 pub(crate) async fn find(
     wanted: &[Wanted<'_>],
     image: &str,
+    apart: &Apart<'_>,
     limits: &Limits,
     cache: Option<&Arc<Cache>>,
 ) -> HashMap<BlobDigest, (LazyLayer, u64)> {
     let loads = wanted.iter().filter(|layer| is_pinned(layer.descriptor));
     let loads: Vec<_> = loads
-        .map(|layer| Box::pin(load(layer, image, limits, cache)))
+        .map(|layer| Box::pin(load(layer, image, apart, limits, cache)))
         .collect();
     let loaded: Vec<_> = stream::iter(loads).buffered(TOCS_AT_ONCE).collect().await;
     let loaded: HashMap<_, _> = loaded.into_iter().flatten().collect();
@@ -86,10 +142,11 @@ pub(crate) async fn find(
 async fn load(
     layer: &Wanted<'_>,
     image: &str,
+    apart: &Apart<'_>,
     limits: &Limits,
     cache: Option<&Arc<Cache>>,
 ) -> Option<(BlobDigest, (LazyLayer, u64))> {
-    match try_load(layer, limits, cache).await {
+    match try_load(layer, apart, limits, cache).await {
         Ok(loaded) => Some((layer.descriptor.digest, loaded)),
         Err(error) => {
             let blob = layer.descriptor.digest;
@@ -101,6 +158,7 @@ async fn load(
 
 async fn try_load(
     layer: &Wanted<'_>,
+    apart: &Apart<'_>,
     limits: &Limits,
     cache: Option<&Arc<Cache>>,
 ) -> Result<(LazyLayer, u64), Error> {
@@ -113,7 +171,7 @@ async fn try_load(
     }
     let mut attempts = 1;
     loop {
-        let stored = fetch(layer.blob, &pinned, limits).await?;
+        let stored = fetch(layer.blob, &pinned, apart, limits).await?;
         match make(layer, stored, &pinned, limits, cache).await {
             Err(error) if error.kind() == ErrorKind::Corrupt && attempts < ATTEMPTS => {
                 layer.blob.gave_wrong_bytes();
@@ -174,9 +232,10 @@ fn record(location: &TocLocation, document: Digest, plain_layer: &str) -> TocRec
         stored_off: location.stored.start,
         stored_len: location.stored.end - location.stored.start,
         plain_len: match location.kind {
-            TocKind::Estargz => None,
+            TocKind::Estargz | TocKind::EstargzApart => None,
             TocKind::ZstdChunked => Some(location.plain_len.unwrap_or_default()),
         },
+        is_apart: location.kind == TocKind::EstargzApart,
         plain_layer: plain_layer.to_owned(),
     }
 }
@@ -190,6 +249,7 @@ async fn kept(cache: Option<&Arc<Cache>>, blob: BlobDigest, limits: &Limits) -> 
     let end = record.stored_off.checked_add(record.stored_len)?;
     let location = TocLocation {
         kind: match record.plain_len {
+            None if record.is_apart => TocKind::EstargzApart,
             None => TocKind::Estargz,
             Some(_) => TocKind::ZstdChunked,
         },
@@ -200,7 +260,12 @@ async fn kept(cache: Option<&Arc<Cache>>, blob: BlobDigest, limits: &Limits) -> 
 }
 
 /// Reads the TOC from where the annotation says, or else from where the footer says.
-async fn fetch(blob: &Arc<dyn Blob>, pinned: &PinnedToc, limits: &Limits) -> Result<Stored, Error> {
+async fn fetch(
+    blob: &Arc<dyn Blob>,
+    pinned: &PinnedToc,
+    apart: &Apart<'_>,
+    limits: &Limits,
+) -> Result<Stored, Error> {
     let stored_len = blob.stored_len();
     let (tail_off, tail) = match pinned.location(stored_len)? {
         Some(location) => {
@@ -216,6 +281,10 @@ async fn fetch(blob: &Arc<dyn Blob>, pinned: &PinnedToc, limits: &Limits) -> Res
     };
     let location = find_toc(&tail, stored_len)?
         .ok_or_else(|| unusable("its blob ends with no footer of eStargz or zstd:chunked".to_owned()))?;
+    if location.kind == TocKind::EstargzApart {
+        let bytes = apart.fetch(&blob.digest(), limits).await?;
+        return Ok(Stored { location, bytes });
+    }
     check_len(&location, limits)?;
     let mut bytes = BytesMut::new();
     if location.stored.start < tail_off {

@@ -117,9 +117,17 @@ pub struct ResolvedImage {
     document: ImageManifest,
     /// For messages.
     shown: String,
+    /// What it was called, unless by digest.
+    tag: Option<String>,
 }
 
 impl ResolvedImage {
+    /// Says by which name its user knows an image that was resolved by its digest.
+    pub fn named(mut self, name: &ManifestName) -> Self {
+        self.tag = name.tag().map(str::to_owned);
+        self
+    }
+
     /// Digest of the config; conversion keeps it.
     pub fn image_id(&self) -> Digest {
         self.document.config.digest.0
@@ -162,6 +170,7 @@ pub async fn resolve_image(
         manifest,
         document,
         shown: format!("{} ({name})", repository.location()),
+        tag: name.tag().map(str::to_owned),
     })
 }
 

@@ -21,6 +21,16 @@ pub enum ManifestName {
     Digest(Digest),
 }
 
+impl ManifestName {
+    /// The tag; `None` for a digest.
+    pub fn tag(&self) -> Option<&str> {
+        match self {
+            Self::Tag(tag) => Some(tag),
+            Self::Digest(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for ManifestName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

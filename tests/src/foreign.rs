@@ -20,12 +20,20 @@ use crate::{prerequisites, process, scratch};
 /// The tag of every image that is made here.
 pub const TAG: &str = "c";
 
+/// The tag of an image with tables of contents.
+pub const APART_TAG: &str = "c-esgztoc";
+
+/// Name of a converted image in its containerd.
+const CONVERTED: &str = "registry.invalid/converted:c";
+
 /// Who writes the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Writer {
     /// eStargz by `ctr-remote`.
     Estargz,
-    /// The same with small files in common gzip members.
+    /// The same with the tables of contents in an image of their own, [`APART_TAG`].
+    EstargzApart,
+    /// eStargz with small files in common gzip members.
     EstargzShared,
     /// zstd:chunked by `ctr-remote`.
     StargzZstd,
@@ -45,6 +53,15 @@ impl Writer {
         match self {
             // The level that is quickest to write.
             Self::Estargz => with_ctr_remote(image, &["--estargz", "--estargz-compression-level", "1"], &to)?,
+            Self::EstargzApart => {
+                let options = [
+                    "--estargz",
+                    "--estargz-external-toc",
+                    "--estargz-compression-level",
+                    "1",
+                ];
+                with_ctr_remote(image, &options, &to)?;
+            }
             // With many files of some hundred bytes in a member.
             Self::EstargzShared => {
                 with_ctr_remote(image, &["--estargz", "--estargz-min-chunk-size", "50000"], &to)?;
@@ -80,11 +97,22 @@ fn with_ctr_remote(image: &Image, options: &[&str], to: &str) -> Result<()> {
     let mut convert = Command::new(program);
     convert.arg("--address").arg(containerd.socket());
     convert.args(["images", "convert", "--oci"]).args(options);
-    process::run(convert.args([source.as_str(), "converted:c"]))?;
+    let printed = process::run(convert.args([source.as_str(), CONVERTED]))?;
+    export(&containerd, CONVERTED, to)?;
+    let apart = printed
+        .lines()
+        .find_map(|line| line.strip_prefix("extra image: "));
+    apart.map_or(Ok(()), |apart| {
+        export(&containerd, apart, &format!("{to}-esgztoc"))
+    })
+}
+
+/// Takes an image out of a containerd.
+fn export(containerd: &Containerd, image: &str, to: &str) -> Result<()> {
     let scratch = Scratch::new("export")?;
     let archive = scratch.join("archive.tar");
     let path = archive.to_str().context("the scratch directory is not UTF-8")?;
-    process::run(&mut containerd.ctr(["images", "export", path, "converted:c"]))?;
+    process::run(&mut containerd.ctr(["images", "export", "--all-platforms", path, image]))?;
     let mut skopeo = Command::new(prerequisites::command("skopeo", "skopeo")?);
     skopeo.args(["copy", "--insecure-policy", "--preserve-digests"]);
     process::run(skopeo.args([&format!("oci-archive:{path}"), to])).map(drop)

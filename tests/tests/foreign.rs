@@ -3,8 +3,8 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
-use sluice_tests::foreign::{TAG, Writer};
+use anyhow::{Context as _, Result, ensure};
+use sluice_tests::foreign::{APART_TAG, TAG, Writer};
 use sluice_tests::images::{Entry, Image, ImageBuilder, Layer};
 use sluice_tests::mounted::{FRONTS, Mounting};
 use sluice_tests::registry::{Class, CountingRegistry};
@@ -113,6 +113,34 @@ fn privileged_estargz_starts_lazily() -> Result<()> {
 #[test]
 fn privileged_estargz_with_files_in_common_members_starts_lazily() -> Result<()> {
     lazily(Writer::EstargzShared)
+}
+
+#[test]
+fn privileged_estargz_starts_lazily_with_its_tables_of_contents_in_another_image() -> Result<()> {
+    lazily(Writer::EstargzApart)
+}
+
+#[test]
+fn privileged_estargz_is_streamed_when_the_image_with_its_tables_of_contents_is_missing() -> Result<()> {
+    let scratch = Scratch::new("foreign")?;
+    let source = image(&scratch)?;
+    keep_contents(&scratch, &source)?;
+    let layout = Writer::EstargzApart.write(&source, &scratch.join("foreign"))?;
+    let index = layout.directory.join("index.json");
+    let mut parsed: serde_json::Value = serde_json::from_slice(&fs::read(&index)?)?;
+    let manifests = parsed["manifests"].as_array_mut().context("no manifests")?;
+    let name = "org.opencontainers.image.ref.name";
+    manifests.retain(|manifest| manifest["annotations"][name] != APART_TAG);
+    ensure!(manifests.len() == 1, "{manifests:?}");
+    fs::write(&index, parsed.to_string())?;
+    let mounted = Mounting::new(&format!("oci:{}:{TAG}", layout.directory.display()), "fuse").mount()?;
+    for read in [small(7), self::name(1, 7)] {
+        ensure!(
+            fs::read(mounted.directory.join(&read))? == content(&scratch, &read)?,
+            "{read}"
+        );
+    }
+    mounted.unmount()
 }
 
 #[test]

@@ -290,6 +290,11 @@ fn privileged_every_kind_of_entry_is_the_same_in_estargz_with_common_members() -
 }
 
 #[test]
+fn privileged_every_kind_of_entry_is_the_same_in_estargz_with_its_table_apart() -> Result<()> {
+    assert_same_tree_in_foreign_format(Writer::EstargzApart)
+}
+
+#[test]
 fn privileged_fractions_of_seconds_are_the_same_in_zstd_chunked() -> Result<()> {
     let source = Scratch::new("foreign-times")?;
     let entries = [

@@ -298,6 +298,16 @@ fn privileged_containerd_1_starts_an_estargz_image_lazily() -> Result<()> {
     life(&Writer::Estargz.write(&image, &source.join("foreign"))?, "fuse")
 }
 
+#[test]
+fn privileged_containerd_1_starts_an_estargz_image_with_tables_of_contents_apart_lazily() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?.write(&source.join("source"), "s")?;
+    life(
+        &Writer::EstargzApart.write(&image, &source.join("foreign"))?,
+        "erofs",
+    )
+}
+
 /// The whole life of an image without indexes: its layers come once, and not through containerd.
 fn streamed_life(front: &str) -> Result<()> {
     let source = Scratch::new("engine-source")?;

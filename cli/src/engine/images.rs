@@ -55,8 +55,7 @@ pub(super) struct Loaded {
     pub(super) resolve_time: Duration,
     /// How long it took to load the indexes.
     pub(super) index_time: Duration,
-    repository: Arc<dyn Repository>,
-    attached: OnceCell<Option<Profile>>,
+    attached: Arc<Attached>,
     is_announced: AtomicBool,
 }
 
@@ -73,19 +72,31 @@ impl Loaded {
 
     /// What a start will demand: as learnt on this host, else as told by a profile attached to the image.
     pub(super) async fn profile(&self, store: ProfileStore) -> Option<Profile> {
-        let image_id = self.image.image_id;
-        let local = spawn_blocking(move || store.load(&image_id)).await.ok().flatten();
-        match local {
-            Some(profile) => Some(profile),
-            None => self.attached_profile().await,
-        }
+        self.attached.known(store).await
     }
+}
 
-    async fn attached_profile(&self) -> Option<Profile> {
-        let (manifest, image_id, limits) =
-            (self.image.manifest_digest, self.image.image_id, Limits::default());
-        let find = || profile::find_profile(self.repository.as_ref(), &manifest, &image_id, &limits);
-        self.attached.get_or_init(find).await.clone()
+/// The profile that may be attached to an image, asked for once.
+#[derive(Debug)]
+struct Attached {
+    repository: Arc<dyn Repository>,
+    manifest: Digest,
+    image_id: Digest,
+    found: OnceCell<Option<Profile>>,
+}
+
+impl Attached {
+    /// The profile of this host, or else the attached one.
+    async fn known(&self, store: ProfileStore) -> Option<Profile> {
+        let image_id = self.image_id;
+        let local = spawn_blocking(move || store.load(&image_id)).await.ok().flatten();
+        if local.is_some() {
+            return local;
+        }
+        let limits = Limits::default();
+        let find =
+            || profile::find_profile(self.repository.as_ref(), &self.manifest, &self.image_id, &limits);
+        self.found.get_or_init(find).await.clone()
     }
 }
 
@@ -240,7 +251,19 @@ impl LoadedImages {
         let (limits, platform) = (Limits::default(), Platform::host());
         let began = Instant::now();
         let resolved = resolve_image_cached(&repository, &name, &platform, &limits, &self.cache).await?;
+        let resolved = resolved.named(&reference.manifest_name());
         let resolve_time = began.elapsed();
+        let attached = Arc::new(Attached {
+            repository: repository.clone(),
+            manifest: resolved.manifest.digest,
+            image_id: resolved.image_id(),
+            found: OnceCell::new(),
+        });
+        if self.uses_profiles {
+            // Asked beside the indexes, so that no start waits for the answer.
+            let (attached, store) = (attached.clone(), ProfileStore::new(self.cache.path()));
+            tokio::spawn(async move { attached.known(store).await });
+        }
         let loaded = load_resolved_image_streaming(
             &repository,
             &name,
@@ -263,15 +286,9 @@ impl LoadedImages {
             image,
             resolve_time,
             index_time: began.elapsed() - resolve_time,
-            repository,
-            attached: OnceCell::new(),
+            attached,
             is_announced: AtomicBool::new(false),
         });
-        if self.uses_profiles {
-            // Asked while the image is loaded, so that no start waits for the answer.
-            let (image, store) = (loaded.clone(), ProfileStore::new(self.cache.path()));
-            tokio::spawn(async move { image.profile(store).await });
-        }
         Ok(Found::Lazy(loaded))
     }
 }

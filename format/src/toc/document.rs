@@ -34,7 +34,7 @@ pub struct ForeignLayer {
 }
 
 impl Toc {
-    /// Decodes and verifies the stored bytes at `location`.
+    /// Decodes and verifies the stored bytes at `location`, or those that lie apart.
     ///
     /// # Errors
     /// [`FormatError::Corrupt`] when a digest is not the pinned one; [`FormatError::Malformed`] or [`FormatError::Limit`] when the bytes
@@ -50,6 +50,7 @@ impl Toc {
         pinned.verify_stored(stored)?;
         let (header, json) = match location.kind {
             TocKind::Estargz => decode_estargz(stored, limits).map(|(header, json)| (Some(header), json))?,
+            TocKind::EstargzApart => (None, decode_estargz(stored, limits)?.1),
             TocKind::ZstdChunked => (None, decode_zstd(stored, location.plain_len, limits)?),
         };
         pinned.verify_json(&json)?;
@@ -66,6 +67,7 @@ impl Toc {
         hasher.update(IDENTITY);
         hasher.update(match self.location.kind {
             TocKind::Estargz => b"estargz\n",
+            TocKind::EstargzApart => b"estargz, apart\n",
             TocKind::ZstdChunked => b"zstd:chunked\n",
         });
         hasher.update(Digest::of(&self.json).as_bytes());

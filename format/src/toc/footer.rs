@@ -27,6 +27,8 @@ const STARGZ: &[u8] = b"STARGZ";
 /// Subfield identifier and length before the offset.
 const SUBFIELD: &[u8] = b"SG\x16\0";
 const EXTERNAL_TOC: &[u8] = b"SG\x11\0STARGZEXTERNALTOC";
+/// Length of the footer of a blob whose TOC lies apart.
+const EXTERNAL_FOOTER_LEN: u64 = 46;
 /// Fixed begin of the header of a gzip member with an extra field.
 const GZIP_MAGIC: &[u8] = b"\x1f\x8b\x08\x04";
 /// Header of a gzip member up to the length of its extra field.
@@ -44,8 +46,8 @@ pub(super) const ZSTD_TOC_TYPE: u64 = 1;
 /// it has none.
 ///
 /// # Errors
-/// [`FormatError::Malformed`] for a footer that contradicts itself or the length of the blob; [`FormatError::Unsupported`] when the TOC is
-/// not in the blob.
+/// [`FormatError::Malformed`] for a footer that contradicts itself or the length of the blob; [`FormatError::Unsupported`] for a TOC of an
+/// unknown type.
 pub fn find_toc(tail: &[u8], stored_len: u64) -> Result<Option<TocLocation>, FormatError> {
     if let Some(extra) = stargz_extra(tail, SUBFIELD.len() + OFFSET_DIGITS + STARGZ.len())
         && let Some(rest) = extra.strip_prefix(SUBFIELD)
@@ -59,10 +61,11 @@ pub fn find_toc(tail: &[u8], stored_len: u64) -> Result<Option<TocLocation>, For
         return estargz(digits, stored_len, 47).map(Some);
     }
     if stargz_extra(tail, EXTERNAL_TOC.len()) == Some(EXTERNAL_TOC) {
-        return Err(FormatError::Unsupported {
-            format: FORMAT,
-            reason: "the TOC lies in another image, which is not looked for".into(),
-        });
+        return Ok(Some(TocLocation {
+            kind: TocKind::EstargzApart,
+            stored: stored_len.saturating_sub(EXTERNAL_FOOTER_LEN)..stored_len,
+            plain_len: None,
+        }));
     }
     for (len, magic) in ZSTD_FOOTERS {
         if let Some(payload) = tail.last_chunk::<64>().map(|last| &last[64 - len..])

@@ -48,7 +48,7 @@ impl Layout {
         let members = members(&files, location)?;
         let mut layout = Self {
             kind: match location.kind {
-                TocKind::Estargz => MemberKind::Gzip,
+                TocKind::Estargz | TocKind::EstargzApart => MemberKind::Gzip,
                 TocKind::ZstdChunked => MemberKind::Zstd,
             },
             members,

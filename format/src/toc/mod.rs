@@ -14,7 +14,8 @@
 //! | | eStargz | zstd:chunked |
 //! |---|---|---|
 //! | TOC | last entry of the tar, `stargz.index.json`, in a gzip member of its own | zstd frame inside a skippable frame |
-//! | footer | 51 or 47 bytes: an empty gzip member whose header tells the offset | 40 or 64 bytes: offset, lengths, a magic |
+//! | TOC apart | the same member, as a layer of another image; the layer itself has none | – |
+//! | footer | 51 or 47 bytes: an empty gzip member whose header tells the offset; 46 bytes when the TOC is apart | 40 or 64 bytes: offset, lengths, a magic |
 //! | pinned by | digest of the JSON | digest of the stored TOC, of the JSON, or both |
 //!
 //! A TOC that breaks a rule is refused as a whole; the layer is still an ordinary layer then.
@@ -42,6 +43,8 @@ const FORMAT: &str = "TOC";
 pub enum TocKind {
     /// eStargz: gzip.
     Estargz,
+    /// eStargz whose TOC is the only layer content of another image, and no file of the layer.
+    EstargzApart,
     /// zstd:chunked, in any dialect.
     ZstdChunked,
 }
@@ -51,7 +54,7 @@ pub enum TocKind {
 pub struct TocLocation {
     /// What the blob is.
     pub kind: TocKind,
-    /// Its stored bytes: members of the gzip stream up to the footer, or one zstd frame.
+    /// Its stored bytes: members of the gzip stream up to the footer, or one zstd frame. Of a TOC that lies apart, the footer.
     pub stored: Range<u64>,
     /// Length of the JSON where something says it.
     pub plain_len: Option<u64>,
@@ -61,7 +64,7 @@ impl TocLocation {
     /// Stored offset at which the data of the layer ends.
     fn data_end(&self) -> u64 {
         match self.kind {
-            TocKind::Estargz => self.stored.start,
+            TocKind::Estargz | TocKind::EstargzApart => self.stored.start,
             TocKind::ZstdChunked => self.stored.start.saturating_sub(SKIPPABLE_HEADER_LEN),
         }
     }

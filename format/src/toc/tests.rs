@@ -67,7 +67,7 @@ impl Maker {
     fn member(&mut self, plain: &[u8]) -> usize {
         let off = self.blob.len();
         self.blob.extend(match self.kind {
-            TocKind::Estargz => gzip(plain),
+            TocKind::Estargz | TocKind::EstargzApart => gzip(plain),
             TocKind::ZstdChunked => zstd(plain),
         });
         off
@@ -101,18 +101,39 @@ impl Maker {
     }
 }
 
+/// The gzip member with a TOC.
+fn estargz_toc(json: &[u8]) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(json.len() as u64);
+    header.set_mode(0);
+    archive
+        .append_data(&mut header, "stargz.index.json", json)
+        .unwrap();
+    gzip(&archive.into_inner().unwrap())
+}
+
 fn finish(kind: TocKind, mut blob: Vec<u8>, json: Vec<u8>) -> Made {
     let start = blob.len();
     let stored = match kind {
+        TocKind::EstargzApart => {
+            blob.extend(b"\x1f\x8b\x08\x04\0\0\0\0\0\xff\x15\0SG\x11\0STARGZEXTERNALTOC");
+            blob.extend(b"\x01\0\0\xff\xff\0\0\0\0\0\0\0\0");
+            let end = blob.len();
+            let location = find_toc(&blob, end as u64).unwrap().unwrap();
+            assert_eq!(location.stored, start as u64..end as u64);
+            // What follows the blob here is a blob of its own.
+            blob.extend(estargz_toc(&json));
+            let stored = end..blob.len();
+            return Made {
+                blob,
+                json,
+                stored,
+                location,
+            };
+        }
         TocKind::Estargz => {
-            let mut archive = tar::Builder::new(Vec::new());
-            let mut header = tar::Header::new_gnu();
-            header.set_size(json.len() as u64);
-            header.set_mode(0);
-            archive
-                .append_data(&mut header, "stargz.index.json", &json[..])
-                .unwrap();
-            blob.extend(gzip(&archive.into_inner().unwrap()));
+            blob.extend(estargz_toc(&json));
             let end = blob.len();
             blob.extend(estargz_footer(start));
             start..end
@@ -203,7 +224,7 @@ fn bytes(len: usize, seed: u32) -> Vec<u8> {
         .collect()
 }
 
-const KINDS: [TocKind; 2] = [TocKind::Estargz, TocKind::ZstdChunked];
+const KINDS: [TocKind; 3] = [TocKind::Estargz, TocKind::EstargzApart, TocKind::ZstdChunked];
 
 #[test]
 fn files_have_their_bytes_in_both_kinds() {
@@ -228,7 +249,7 @@ fn files_have_their_bytes_in_both_kinds() {
         assert_eq!(child(&tree, "usr").attributes.uid, 3);
         match kind {
             TocKind::Estargz => assert_eq!(read(&tree, "stargz.index.json", &plain), made.json),
-            TocKind::ZstdChunked => assert!(tree.child(NodeId::ROOT, b"stargz.index.json").is_none()),
+            _ => assert!(tree.child(NodeId::ROOT, b"stargz.index.json").is_none()),
         }
     }
 }

@@ -84,6 +84,9 @@ pub(crate) struct TocRecord {
     pub(crate) stored_len: u64,
     /// Length of the zstd:chunked document when it is decoded; none for eStargz.
     pub(crate) plain_len: Option<u64>,
+    /// They lie in another image; their place is that of the footer then.
+    #[serde(default)]
+    pub(crate) is_apart: bool,
     /// What the synthetic plain layer is called.
     pub(crate) plain_layer: String,
 }

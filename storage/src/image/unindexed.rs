@@ -11,7 +11,7 @@ use sluice_format::{DiffId, Limits};
 use super::ResolvedImage;
 use crate::attached::{self, Wanted};
 use crate::cache::Cache;
-use crate::foreign;
+use crate::foreign::{self, Apart};
 use crate::stream::{self, StreamProgress, Unindexed};
 use crate::{Blob, Descriptor, Error, ErrorKind, LazyLayer, Repository};
 
@@ -112,7 +112,8 @@ async fn attach(
             diff_id: layer.diff_id,
         })
         .collect();
-    let mut made = foreign::find(&wanted, &resolved.shown, limits, cache).await;
+    let apart = Apart::new(repository, resolved.tag.as_deref());
+    let mut made = foreign::find(&wanted, &resolved.shown, &apart, limits, cache).await;
     let mut rest = wanted;
     rest.retain(|layer| !made.contains_key(&layer.descriptor.digest));
     let subject = &resolved.manifest.digest;
