@@ -1,13 +1,26 @@
 //! Containers of a real containerd, started with `ctr` and timed.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use sluice_tests::containerd::Containerd;
 use sluice_tests::process;
 
+use super::command::{drop_caches_but, sluice};
 use super::container::Running;
 
 /// Programs that run for every container, beside the daemon.
 pub const PROGRAMS: [&str; 3] = ["ctr", "containerd-shim-runc-v2", "runc"];
+
+/// Drops the page cache, but for what runs for every container.
+///
+/// # Errors
+/// When the kernel refuses, or a program is missing.
+pub fn drop_page_cache() -> anyhow::Result<()> {
+    let sluice = sluice()?;
+    let programs: Vec<&Path> = PROGRAMS.iter().map(Path::new).chain([sluice.as_path()]).collect();
+    drop_caches_but(&programs)
+}
 
 /// A container whose program is ready. Dropping it removes it.
 #[derive(Debug)]

@@ -26,9 +26,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use clap::Parser;
 use serde_json::json;
-use sluice_benches::command::{drop_caches_but, sluice};
+use sluice_benches::command::sluice;
 use sluice_benches::link::LinkArgs;
-use sluice_benches::started::{PROGRAMS, Started, in_turn};
+use sluice_benches::started::{Started, drop_page_cache, in_turn};
 use sluice_benches::table::{Table, mb, say};
 use sluice_benches::{median, ratio, spread};
 use sluice_tests::containerd::{Containerd, Proxy, Release};
@@ -381,12 +381,6 @@ impl Bench {
         }
         table.print()
     }
-}
-
-fn drop_page_cache() -> anyhow::Result<()> {
-    let sluice = sluice()?;
-    let programs: Vec<&Path> = PROGRAMS.iter().map(Path::new).chain([sluice.as_path()]).collect();
-    drop_caches_but(&programs)
 }
 
 fn remove(directory: &Path) -> anyhow::Result<()> {

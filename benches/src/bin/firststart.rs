@@ -15,16 +15,14 @@
 //! start; the programs that run for every container stay in it. A start lasts from before the pull until the entry point prints a line with the text
 //! that `--ready` gives, or ends. Processor time and memory are those of the daemons with the programs that they run; the container's are not in it.
 
-use std::path::Path;
 use std::time::Instant;
 
 use anyhow::ensure;
 use clap::Parser;
 use serde_json::json;
-use sluice_benches::command::{drop_caches_but, sluice};
 use sluice_benches::link::LinkArgs;
 use sluice_benches::peer::{Contestant, Host};
-use sluice_benches::started::{PROGRAMS, Started};
+use sluice_benches::started::{Started, drop_page_cache};
 use sluice_benches::table::{Table, mb, say};
 use sluice_benches::{median, ratio, spread};
 
@@ -100,9 +98,7 @@ impl Start {
 fn measure(args: &Args, at: usize) -> anyhow::Result<Start> {
     let contestant = &args.contestants[at];
     let host = Host::start(contestant, args.link.plain_http())?;
-    let sluice = sluice()?;
-    let programs: Vec<&Path> = PROGRAMS.iter().map(Path::new).chain([sluice.as_path()]).collect();
-    drop_caches_but(&programs)?;
+    drop_page_cache()?;
     let (idle, meter) = (host.cpu_seconds()?, args.link.meter()?);
     let began = Instant::now();
     host.pull(&contestant.reference)?;
