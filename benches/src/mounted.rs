@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::Context as _;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, SysconfVar, sysconf};
+use nix::unistd::Pid;
 
 /// A running `sluice mount`; dropping it unmounts.
 #[derive(Debug)]
@@ -86,16 +86,7 @@ impl Mounted {
     /// # Errors
     /// When it has ended.
     pub fn cpu_seconds(&self) -> anyhow::Result<f64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        // The name in parentheses may hold anything.
-        let after_name = text
-            .rsplit_once(") ")
-            .context("an unknown form of /proc/PID/stat")?
-            .1;
-        let ticks = after_name.split(' ').skip(11).take(2);
-        let ticks: u64 = ticks.map(str::parse::<u64>).sum::<Result<_, _>>()?;
-        let per_second = sysconf(SysconfVar::CLK_TCK)?.context("the kernel has no clock ticks")?;
-        Ok(ticks as f64 / per_second as f64)
+        super::daemons::cpu_seconds(self.pid())
     }
 
     /// Seconds from the start of the process until the mount was ready.
