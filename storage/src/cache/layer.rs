@@ -4,6 +4,7 @@
 //! when, is told in the [`states`](super::states) module; the steps on disk are here. A layer whose files cannot be opened reads as
 //! missing and keeps nothing, and tries again after a while.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -32,6 +33,10 @@ pub(super) const CUTS_FILE: &str = "cuts";
 /// Name of the file that says when chunks were used.
 pub(super) const STAMPS_FILE: &str = "used";
 
+/// Seconds that stored chunks stay in the page cache: those fetched ahead, and a layer that was streamed, are read by a container that starts soon. What is
+/// read is then in the page cache of the mount too, so the first copy goes.
+const PAGES_SECONDS: u32 = 60;
+
 /// How often chunks are noted anew when others were removed meanwhile, before they are left to the next flush.
 const NOTE_ATTEMPTS: usize = 3;
 
@@ -49,8 +54,8 @@ pub(super) struct LayerFiles {
     opening: Mutex<u32>,
     /// Held while chunks are evicted; the number of users that were given the data file as a whole.
     leases: Mutex<usize>,
-    /// Held while chunks are noted; ranges that the last flush brought to the disk.
-    flushed: Mutex<Vec<Range<u64>>>,
+    /// Held while chunks are noted; ranges that are on the disk since a second of the clock, and also in the page cache.
+    flushed: Mutex<VecDeque<(u32, Range<u64>)>>,
     refused: AtomicBool,
     /// A damaged file has many bad chunks; the log gets one line.
     corrupt: AtomicUsize,
@@ -374,7 +379,10 @@ impl LayerFiles {
             return;
         };
         let mut flushed = lock(&self.flushed);
-        flushed.drain(..).for_each(|range| files.data.drop_pages(range));
+        let now = self.shared.clock.now();
+        while let Some((_, range)) = flushed.pop_front_if(|(since, _)| now.saturating_sub(*since) >= PAGES_SECONDS) {
+            files.data.drop_pages(range);
+        }
         for _ in 0..NOTE_ATTEMPTS {
             let fresh = self.states.fresh();
             if fresh.chunks.is_empty() {
@@ -387,7 +395,10 @@ impl LayerFiles {
             }
             match self.states.note(&fresh, |chunks| files.presence.insert(chunks)) {
                 Ok(false) => continue,
-                Ok(true) => *flushed = runs(&self.cuts, &fresh.chunks),
+                Ok(true) => {
+                    let ranges = runs(&self.cuts, &fresh.chunks);
+                    flushed.extend(ranges.into_iter().map(|range| (now, range)));
+                }
                 Err(error) => self.failed(&error),
             }
             return;
