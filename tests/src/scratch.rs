@@ -111,11 +111,23 @@ impl Disk {
                 .arg(&file)
                 .arg(&directory),
         )?;
+        without_second_page_cache(&directory)?;
         Ok(Self {
             directory,
             _scratch: scratch,
         })
     }
+}
+
+/// Has what is written to the file system reach the disk as it does from one on a partition. Otherwise the page cache of its file holds everything once more, and the flush of one
+/// file in it waits for all of them.
+fn without_second_page_cache(directory: &Path) -> Result<()> {
+    let findmnt = prerequisites::command("findmnt", "util-linux")?;
+    let device = process::run(Command::new(findmnt).args(["-no", "SOURCE"]).arg(directory))?;
+    let losetup = prerequisites::command("losetup", "mount")?;
+    // Where the disk below cannot do that, the file system is as good, only slower.
+    let _ = process::run(Command::new(losetup).arg("--direct-io=on").arg(device.trim()));
+    Ok(())
 }
 
 /// The target directory of the running test: two above its executable, which is in `target/<profile>/deps`.
