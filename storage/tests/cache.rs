@@ -519,7 +519,10 @@ async fn chunks_leave_memory_after_a_minute_and_come_back_before_anybody_asks() 
     cache.flush();
     cache.advance_clock(50);
     cache.flush();
-    assert!(in_memory(&data) >= wanted, "a container that starts now finds them");
+    assert!(
+        in_memory(&data) >= wanted,
+        "a container that starts now finds them"
+    );
     cache.advance_clock(10);
     cache.flush();
     let before = in_memory(&data);

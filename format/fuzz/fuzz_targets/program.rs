@@ -20,6 +20,21 @@ fuzz_target!(|input: &[u8]| {
     check(&program.data_ranges());
     check(&program.table_ranges(sections));
     check(&program.table_ranges(&head));
+    for sections in [sections, &head] {
+        let Some(constructors) = program.constructors(sections) else {
+            continue;
+        };
+        let place = constructors.addresses();
+        assert!(place.start <= place.end);
+        let code = constructors.code(&constructors.relocated(sections));
+        check(&code);
+        let code = constructors.code(sections);
+        check(&code);
+        assert!(code.is_sorted_by(|one, next| one.end < next.start));
+        for range in code {
+            assert!(constructors.targets(range.start, sections).len() < sections.len());
+        }
+    }
 });
 
 fn check(ranges: &[Range<u64>]) {

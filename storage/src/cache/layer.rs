@@ -380,7 +380,9 @@ impl LayerFiles {
         };
         let mut flushed = lock(&self.flushed);
         let now = self.shared.clock.now();
-        while let Some((_, range)) = flushed.pop_front_if(|(since, _)| now.saturating_sub(*since) >= PAGES_SECONDS) {
+        while let Some((_, range)) =
+            flushed.pop_front_if(|(since, _)| now.saturating_sub(*since) >= PAGES_SECONDS)
+        {
             files.data.drop_pages(range);
         }
         for _ in 0..NOTE_ATTEMPTS {

@@ -1,21 +1,26 @@
 //! What a dynamic loader will read of a program that a reader has just opened.
 //!
 //! A program shows itself when its first page is read: the magic number stands at the beginning of the range. Its headers tell where the
-//! patched data and the section headers lie, and those tell where relocations and symbols lie. All of that is wanted in the readahead lane at
-//! once, while the loader is still at the first of its dependencies. See [`sluice_format::program`].
+//! patched data and the section headers lie, and those tell where relocations and symbols lie, and constructors, whose code tells what they touch. All of that is wanted in the
+//! readahead lane at once, while the loader is still at the first of its dependencies. See [`sluice_format::program`].
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
-use sluice_format::program::{MAGIC, Program};
+use sluice_format::program::{Constructors, MAGIC, MOST_BYTES, Program};
 
 use super::{Claim, Lane, Source};
 use crate::sync::lock;
 
 /// Programs remembered per layer, so that each is looked at once.
 const MOST_PROGRAMS: usize = 10_000;
+
+/// Bytes of code that are looked at together.
+const PIECE_LEN: u64 = 256 << 10;
+/// Plain bytes that the constructors of one program may cause to be fetched: those of PyTorch's largest library touch 75 MB.
+const MOST_TOUCHED: u64 = 2 * MOST_BYTES;
 
 /// The programs of one layer that readers have opened.
 #[derive(Debug, Default)]
@@ -41,7 +46,48 @@ pub(crate) async fn fetch_ahead(source: Arc<Source>, plain_off: u64, program: Pr
     let sections = in_layer(&source, plain_off, program.sections());
     if let Some(bytes) = gather(&source, sections).await {
         want(&source, plain_off, program.table_ranges(&bytes));
+        if let Some(constructors) = program.constructors(&bytes) {
+            follow(&source, plain_off, Arc::new(constructors)).await;
+        }
     }
+}
+
+/// Has fetched what constructors touch. Ends early when something cannot be had.
+async fn follow(source: &Arc<Source>, plain_off: u64, constructors: Arc<Constructors>) -> Option<()> {
+    let addresses = in_layer(source, plain_off, constructors.addresses());
+    let mut code = constructors.code(&gather(source, addresses).await?);
+    if code.is_empty() {
+        let relocations = in_layer(source, plain_off, constructors.relocations());
+        code = constructors.code(&constructors.relocated(&gather(source, relocations).await?));
+    }
+    want(source, plain_off, code.clone());
+    let (mut asked, mut left) = (HashSet::new(), MOST_TOUCHED);
+    for piece in code.into_iter().flat_map(pieces) {
+        let bytes = gather(source, in_layer(source, plain_off, piece.clone())).await?;
+        let constructors = constructors.clone();
+        let targets = tokio::task::spawn_blocking(move || constructors.targets(piece.start, &bytes));
+        let mut ahead = Vec::new();
+        for target in targets.await.ok()? {
+            let place = in_layer(source, plain_off, target..target + 1);
+            for chunk in source
+                .index
+                .chunks
+                .covering(place)
+                .filter(|chunk| asked.insert(*chunk))
+            {
+                left = left.checked_sub(source.chunk(chunk).plain_len.into())?;
+                ahead.push((chunk, Lane::Readahead));
+            }
+        }
+        source.upstream.want(source, &ahead);
+    }
+    Some(())
+}
+
+/// A range in pieces of at most [`PIECE_LEN`].
+fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let starts = range.clone().step_by(PIECE_LEN as usize);
+    starts.map(move |start| start..start.saturating_add(PIECE_LEN).min(range.end))
 }
 
 /// A range of the file as one of the layer, as far as the layer goes.

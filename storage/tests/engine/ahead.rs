@@ -87,19 +87,27 @@ async fn scattered_readers_fetch_in_vain_no_more_than_the_bound() {
     bench.assert_asked_once();
 }
 
-/// Where the tables of a 64-bit little-endian ELF file lie that a loader reads: section headers, dynamic symbols, their
-/// strings, and relocations with addends, as the System V ABI lays them out.
+fn word(elf: &[u8], at: usize) -> usize {
+    u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize
+}
+
+/// Where the parts of a 64-bit little-endian ELF file lie that a loader reads: section headers, dynamic symbols, their
+/// strings, and relocations with addends, as the System V ABI lays them out; and the beginning of each constructor, whose addresses are offsets in this file too.
 fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
-    let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize;
+    let word = |at: usize| word(elf, at);
     let short = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
     let (headers, header_len, count) = (word(0x28), short(0x3a), short(0x3c));
     let mut tables = Vec::from([(headers, header_len * count)]);
     for header in (0..count).map(|at| headers + at * header_len) {
         let kind = u32::from_le_bytes(elf[header + 4..header + 8].try_into().expect("four bytes"));
         let is_loaded = word(header + 8) & 2 != 0;
+        let (file_off, len) = (word(header + 0x18), word(header + 0x20));
         if is_loaded && [3, 4, 11].contains(&kind) {
-            let file_off = word(header + 0x18);
-            tables.push((file_off, word(header + 0x20)));
+            tables.push((file_off, len));
+        }
+        if is_loaded && kind == 14 {
+            let addresses = (file_off..file_off + len).step_by(8).map(word);
+            tables.extend(addresses.map(|constructor| (constructor, 16)));
         }
     }
     let range = |(file_off, len)| file_off..file_off + len;
@@ -107,7 +115,7 @@ fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_tables_of_a_program_come_when_its_head_is_read() {
+async fn tables_and_constructors_of_a_program_come_when_its_head_is_read() {
     const CHUNK_LEN: usize = 8 << 10;
     /// Behind a tar header and some other file.
     const PLAIN_OFF: usize = 512 * 37;
@@ -131,6 +139,6 @@ async fn the_tables_of_a_program_come_when_its_head_is_read() {
             bench.sample.plain[plain.start as usize..plain.end as usize]
         );
     }
-    assert!(!layer.is_complete(), "code is not fetched ahead");
+    assert!(!layer.is_complete(), "other code is not fetched ahead");
     bench.assert_asked_once();
 }

@@ -2,19 +2,24 @@
 //!
 //! A loader maps a library and touches its headers; then it walks the relocations from end to end with the data that they patch, and the symbol
 //! tables in no order. Together these are most of what a start reads of a large library. The headers tell where the patched data lies, and the
-//! section headers where the tables lie: whoever has seen those can fetch the rest before it is asked for.
+//! section headers where the tables lie: whoever has seen those can fetch the rest before it is asked for. Then constructors run, and their code tells what
+//! they touch ([`Constructors`]).
 //!
 //! Everything here is a guess for fetching ahead. A file that only looks like ELF, or lies about itself, costs at most [`MOST_BYTES`] fetched in
 //! vain. Only 64-bit files are looked at. Source: System V ABI, chapters 4 and 5 (object files, program loading and dynamic linking), and the GNU extensions.
 
+mod constructors;
+
 use std::ops::Range;
 
 use object::elf::{
-    FileHeader64, PF_W, PT_DYNAMIC, PT_GNU_RELRO, PT_LOAD, SHF_ALLOC, SHT_DYNSYM, SHT_GNU_HASH,
+    EM_X86_64, FileHeader64, PF_W, PT_DYNAMIC, PT_GNU_RELRO, PT_LOAD, SHF_ALLOC, SHT_DYNSYM, SHT_GNU_HASH,
     SHT_GNU_VERSYM, SHT_HASH, SHT_RELA, SHT_STRTAB, SectionHeader64, SectionType,
 };
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 use object::{Endianness, pod};
+
+pub use constructors::Constructors;
 
 /// The first bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";
@@ -41,6 +46,7 @@ const LOADER_TABLES: [SectionType; 6] = [
 #[derive(Clone, Debug)]
 pub struct Program {
     endian: Endianness,
+    is_x86_64: bool,
     /// What the loader patches before it makes it read-only.
     patched: Option<Range<u64>>,
     /// Writable parts of the file.
@@ -57,6 +63,7 @@ impl Program {
         let headers = header.program_headers(endian, head).ok()?;
         let mut program = Self {
             endian,
+            is_x86_64: header.e_machine(endian) == EM_X86_64 && endian == Endianness::Little,
             patched: None,
             writable: Vec::new(),
             sections: section_headers(header, endian),
@@ -94,10 +101,7 @@ impl Program {
 
     /// Ranges of the file with relocations and symbols, told by the bytes of the section headers.
     pub fn table_ranges(&self, sections: &[u8]) -> Vec<Range<u64>> {
-        let whole = sections.len() / size_of::<SectionHeader64<Endianness>>();
-        let Ok((sections, _)) = pod::slice_from_bytes::<SectionHeader64<Endianness>>(sections, whole) else {
-            return Vec::new();
-        };
+        let sections = self.section_headers(sections);
         let tables = sections.iter().filter(|section| {
             // Without the flag it is for debuggers.
             let is_loaded = section.sh_flags(self.endian).contains(SHF_ALLOC);
@@ -108,6 +112,11 @@ impl Program {
             offset..offset.saturating_add(section.sh_size(self.endian))
         });
         bounded(ranges.collect())
+    }
+
+    fn section_headers<'a>(&self, bytes: &'a [u8]) -> &'a [SectionHeader64<Endianness>] {
+        let whole = bytes.len() / size_of::<SectionHeader64<Endianness>>();
+        pod::slice_from_bytes(bytes, whole).map_or(&[], |(sections, _)| sections)
     }
 }
 
