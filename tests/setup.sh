@@ -6,8 +6,8 @@ temporary=()
 trap 'rm -rf "${temporary[@]}"' EXIT
 
 packages=(
-	acl attr binutils ca-certificates containerd debootstrap docker-registry e2fsprogs erofs-utils fuse3 g++ jq kmod
-	libcap2-bin mount pigz podman procps runc skopeo systemd umoci util-linux zstd
+	acl attr binutils ca-certificates containerd containernetworking-plugins debootstrap docker-registry e2fsprogs erofs-utils fuse3 g++ iproute2 jq kmod
+	libcap2-bin mount nginx-light openssl pigz podman procps runc skopeo systemd umoci util-linux zstd
 )
 missing=()
 for package in "${packages[@]}"; do

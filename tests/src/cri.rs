@@ -10,10 +10,16 @@ use self::proto::image_service_client::ImageServiceClient;
 pub use self::proto::{AuthConfig, Image};
 use self::proto::{ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest, RemoveImageRequest};
 
-mod proto {
+pub(crate) mod proto {
     #![expect(unused_qualifications, unreachable_pub, reason = "generated code")]
 
     tonic::include_proto!("runtime.v1");
+}
+
+pub(crate) async fn connect(socket: &Path) -> Result<Channel> {
+    let path = socket.to_str().context("the socket's path is not UTF-8")?;
+    let channel = Endpoint::try_from(format!("unix:{path}"))?.connect().await;
+    channel.with_context(|| format!("cannot connect to {path}"))
 }
 
 /// A connection to an image service.
@@ -28,12 +34,8 @@ impl Client {
     /// # Errors
     /// When nobody listens there.
     pub async fn connect(socket: &Path) -> Result<Self> {
-        let path = socket.to_str().context("the socket's path is not UTF-8")?;
-        let channel = Endpoint::try_from(format!("unix:{path}"))?.connect().await;
-        let channel = channel.with_context(|| format!("cannot connect to {path}"))?;
-        Ok(Self {
-            inner: ImageServiceClient::new(channel),
-        })
+        let inner = ImageServiceClient::new(connect(socket).await?);
+        Ok(Self { inner })
     }
 
     /// Pulls an image; gives what containers name it by.
@@ -76,7 +78,7 @@ impl Client {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "fields of messages are optional")]
-fn spec(image: &str) -> Option<ImageSpec> {
+pub(crate) fn spec(image: &str) -> Option<ImageSpec> {
     let image = image.to_owned();
     Some(ImageSpec { image })
 }

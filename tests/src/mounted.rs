@@ -29,6 +29,7 @@ pub struct Mounting {
     front: String,
     cache: Option<PathBuf>,
     options: Vec<String>,
+    variables: Vec<(String, PathBuf)>,
 }
 
 impl Mounting {
@@ -39,6 +40,7 @@ impl Mounting {
             front: front.to_owned(),
             cache: None,
             options: Vec::new(),
+            variables: Vec::new(),
         }
     }
 
@@ -55,6 +57,13 @@ impl Mounting {
     #[must_use]
     pub fn option(mut self, option: &str) -> Self {
         self.options.push(option.to_owned());
+        self
+    }
+
+    /// With a path in its environment.
+    #[must_use]
+    pub fn variable(mut self, name: &str, path: PathBuf) -> Self {
+        self.variables.push((name.to_owned(), path));
         self
     }
 
@@ -81,6 +90,7 @@ impl Mounting {
             .arg("--run-dir")
             .arg(&run_directory);
         command.args(&self.options);
+        command.envs(self.variables.iter().map(|(name, path)| (name, path)));
         if self.reference.starts_with("docker://") {
             command.arg("--plain-http");
         }

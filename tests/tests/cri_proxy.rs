@@ -1,14 +1,11 @@
 //! Promise: a pull that kubelet sends through `sluice snapshotter` brings its credentials to whatever is fetched later; other
 //! calls reach containerd as they are; wrong credentials replace nothing; and no secret is ever logged.
 
-use std::fs;
-use std::process::Command;
-
 use anyhow::{Context, Result, ensure};
 use sluice_tests::containerd::Release;
 use sluice_tests::cri::{AuthConfig, Client};
 use sluice_tests::document::Layout;
-use sluice_tests::images::{Entry, ImageBuilder, Layer};
+use sluice_tests::images::{Entry, ImageBuilder, Layer, program};
 use sluice_tests::installed::{Host, Service};
 use sluice_tests::registry::{CountingRegistry, Fault, FaultSet};
 use sluice_tests::scratch::Scratch;
@@ -24,21 +21,12 @@ const LARGE_LEN: u64 = 32 << 20;
 
 /// The layout with a converted image, called `c`: a program and its libraries, and a large file.
 fn converted(scratch: &Scratch) -> Result<Layout> {
-    let loaded = process::run(Command::new("ldd").arg("/bin/cat"))?;
-    let libraries = loaded
-        .split_ascii_whitespace()
-        .filter(|word| word.starts_with('/'));
-    let mut layer = Layer::of([Entry::file("bin/cat", fs::read("/bin/cat")?).mode(0o755)]);
-    for library in libraries {
-        let name = library.trim_start_matches('/');
-        layer = layer.entry(Entry::file(name, fs::read(library)?).mode(0o755));
-    }
     let files = Layer::of([
         Entry::file("small", b"read at once\n"),
         Entry::generated("large", LARGE_LEN, 1),
     ]);
     let image = ImageBuilder::new()
-        .layers([layer, files])
+        .layers([program("/bin/cat", "bin/cat")?, files])
         .write(&scratch.join("source"), "c")?;
     let directory = scratch.join("converted");
     sluice::convert(&image.reference(), &directory, "c", &[])?;

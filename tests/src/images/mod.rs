@@ -15,9 +15,9 @@ mod shell;
 mod sparse;
 mod upper;
 
-pub use entry::{Content, Dialect, Entry};
+pub use entry::{Content, Dialect, Entry, Pattern};
 pub use layer::{Compression, Layer, Piece, write_compressed};
 pub use layout::{Image, ImageBuilder, LayerRecord, LayoutWriter};
-pub use shell::shell;
+pub use shell::{program, shell};
 pub use sparse::{Sparse, SparseEncoding};
 pub use upper::write_upper;
