@@ -1,7 +1,8 @@
 //! Pulling an image into containerd with everything that a snapshotter needs to know.
 //!
 //! ```text
-//! lease ► config, manifest, image index into the content store ► name ► layer by layer ► snapshot label on the config
+//! lease ► config, manifest, image index into the content store ┬► snapshot label on the config ► name
+//!       ► layer by layer                                       ┘
 //! ```
 //!
 //! For each layer, lowest first, the snapshotter is asked with labels that tell image, manifest and layer. One that serves
@@ -110,9 +111,33 @@ impl Pull {
     }
 
     async fn pull_under_lease(&self, client: &Client, documents: &Documents) -> anyhow::Result<Pulled> {
-        let put = self.put_documents(client, documents);
-        put.await
-            .context("putting documents into containerd's content store")?;
+        let put = async {
+            let put = self.put_documents(client, documents).await;
+            put.context("putting documents into containerd's content store")
+        };
+        // The snapshotter reads the image's documents at the registry while containerd's content store waits for the disk.
+        let ((), (pulled, top)) = tokio::try_join!(put, self.pull_layers(client, documents))?;
+        if let Some(top) = top {
+            let key = format!("{SNAPSHOT_REFERENCE}{}", self.snapshotter);
+            let labels = Labels::from([(key, top.to_string())]);
+            client
+                .label_blob(&documents.config.digest.to_string(), labels)
+                .await?;
+        }
+        let target = described(documents.index.as_ref().unwrap_or(&documents.manifest));
+        client
+            .name_image(&self.image, &target)
+            .await
+            .context("naming the image in containerd")?;
+        Ok(pulled)
+    }
+
+    /// Pulls the layers, lowest first; gives the ChainID of all of them too.
+    async fn pull_layers(
+        &self,
+        client: &Client,
+        documents: &Documents,
+    ) -> anyhow::Result<(Pulled, Option<ChainId>)> {
         let mut pulled = Pulled {
             digest: documents.manifest.digest,
             layers: documents.layers.len(),
@@ -138,19 +163,7 @@ impl Pull {
             }
             chain = Some(target);
         }
-        if let Some(top) = chain {
-            let key = format!("{SNAPSHOT_REFERENCE}{}", self.snapshotter);
-            let labels = Labels::from([(key, top.to_string())]);
-            client
-                .label_blob(&documents.config.digest.to_string(), labels)
-                .await?;
-        }
-        let target = described(documents.index.as_ref().unwrap_or(&documents.manifest));
-        client
-            .name_image(&self.image, &target)
-            .await
-            .context("naming the image in containerd")?;
-        Ok(pulled)
+        Ok((pulled, chain))
     }
 
     async fn put_documents(&self, client: &Client, documents: &Documents) -> anyhow::Result<()> {
