@@ -13,7 +13,7 @@
 //!
 //! A start lasts from before the mount (or the pull) until the entry point prints a line with the text that `--ready` gives, or ends. The
 //! bound is what no way of fetching can beat: the stored bytes of the chunks that `first` touched at the rate of the link, or the hot run,
-//! whichever takes longer, and three round trips.
+//! whichever takes longer, and three round trips. "In turn" is the sum of both.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -37,6 +37,17 @@ use sluice_tests::scratch::Scratch;
 
 /// Round trips that the bound allows: to resolve the tag, to load the indexes, and for the first bytes.
 const ROUND_TRIPS: f64 = 3.0;
+
+/// Seconds of starts that nothing holds up.
+#[derive(Clone, Copy, Debug)]
+struct Ideals {
+    /// The working set over the link.
+    transfer: f64,
+    /// Running while that comes.
+    bound: f64,
+    /// Running when it has come, with every page in memory.
+    in_turn: f64,
+}
 
 /// What a cache keeps between `first` and `profile`.
 const PROFILES: &str = "profiles";
@@ -276,18 +287,19 @@ impl Bench {
         });
         let working_set = median(&working_set);
         let hot = median(&self.values(Case::Hot, |start| Some(start.run)));
-        let bound = self.bound(working_set, hot);
+        let ideals = self.ideals(working_set, hot);
         say(format!(
             "{}: {} rounds in turn, median (least–most)",
             self.args.image, self.args.rounds
         ))?;
-        say(self.describe_bound(working_set, hot, bound))?;
+        say(self.describe_ideals(working_set, hot, ideals))?;
         let mut table = Table::new(&[
             "start",
             "mount s",
             "run s",
             "total s",
             "/ bound",
+            "/ in turn",
             "/ peer",
             "stored MB",
             "/ set",
@@ -301,32 +313,41 @@ impl Bench {
         let peer = (!peer.is_empty()).then(|| median(&peer));
         for case in Case::ALL {
             if self.starts.iter().any(|start| start.case == case) {
-                table.row(self.row(case, bound, peer, working_set));
+                table.row(self.row(case, ideals, peer, working_set));
             }
         }
         table.print()
     }
 
-    fn bound(&self, working_set: f64, hot: f64) -> Option<f64> {
+    fn ideals(&self, working_set: f64, hot: f64) -> Option<Ideals> {
         let link = &self.args.link;
-        let transfer = link.seconds_for(working_set)?;
-        Some(transfer.max(hot) + ROUND_TRIPS * link.round_trip())
+        let (transfer, waits) = (link.seconds_for(working_set)?, ROUND_TRIPS * link.round_trip());
+        Some(Ideals {
+            transfer,
+            bound: transfer.max(hot) + waits,
+            in_turn: transfer + hot + waits,
+        })
     }
 
-    fn describe_bound(&self, working_set: f64, hot: f64, bound: Option<f64>) -> String {
+    fn describe_ideals(&self, working_set: f64, hot: f64, ideals: Option<Ideals>) -> String {
         let set = mb(working_set as u64);
-        let (Some(bound), Some(transfer)) = (bound, self.args.link.seconds_for(working_set)) else {
+        let Some(Ideals {
+            transfer,
+            bound,
+            in_turn,
+        }) = ideals
+        else {
             return format!(
                 "compressed working set {set} MB, hot run {hot:.2} s; no bound without --link-mbit"
             );
         };
         format!(
             "bound {bound:.2} s: the larger of {set} MB compressed working set at the rate of the link ({transfer:.2} s) and the hot run \
-             ({hot:.2} s), and {ROUND_TRIPS} round trips"
+             ({hot:.2} s), and {ROUND_TRIPS} round trips; {in_turn:.2} s for one after the other"
         )
     }
 
-    fn row(&self, case: Case, bound: Option<f64>, peer: Option<f64>, working_set: f64) -> Vec<String> {
+    fn row(&self, case: Case, ideals: Option<Ideals>, peer: Option<f64>, working_set: f64) -> Vec<String> {
         let total = self.values(case, |start| Some(start.total));
         let stat = |value: &dyn Fn(&Stats) -> f64| self.values(case, |start| start.stats.as_ref().map(value));
         let bytes = |values: &[f64]| match values {
@@ -347,7 +368,8 @@ impl Bench {
             spread(&self.values(case, |start| Some(start.mount))),
             spread(&self.values(case, |start| Some(start.run))),
             spread(&total),
-            ratio(median(&total), bound),
+            ratio(median(&total), ideals.map(|ideals| ideals.bound)),
+            ratio(median(&total), ideals.map(|ideals| ideals.in_turn)),
             ratio(median(&total), peer),
             stored,
             stored_ratio,
