@@ -16,7 +16,7 @@ use rustix::mount::MountAttrFlags;
 use crate::mount::{AttachedMount, DetachedMount, NewMount, Unmounted};
 use crate::mountinfo::{self, MountEntry};
 use crate::session::set_readahead;
-use crate::{Error, kernel, readahead};
+use crate::{Error, kernel, own_session, readahead};
 
 /// File system type.
 pub const FS_TYPE: &str = "erofs";
@@ -46,15 +46,17 @@ impl ErofsMount {
         target: &Path,
         read_ahead_kib: Option<u32>,
     ) -> Result<Self, Error> {
-        let detached = create(tree_file, devices)?;
-        let backing_device = backing_device(&detached);
-        if let (Some(device), Some(kib)) = (&backing_device, read_ahead_kib) {
-            set_readahead(device, kib);
-        }
-        let mount = detached.attach(target)?;
-        Ok(Self {
-            mount,
-            backing_device,
+        own_session::wait_for(|| {
+            let detached = create(tree_file, devices)?;
+            let backing_device = backing_device(&detached);
+            if let (Some(device), Some(kib)) = (&backing_device, read_ahead_kib) {
+                set_readahead(device, kib);
+            }
+            let mount = detached.attach(target)?;
+            Ok(Self {
+                mount,
+                backing_device,
+            })
         })
     }
 
@@ -121,7 +123,8 @@ pub(crate) fn create(tree_file: &Path, devices: &[PathBuf]) -> Result<DetachedMo
                 let flags = OFlags::PATH | OFlags::CLOEXEC;
                 let fd = rustix::fs::open(path, flags, Mode::empty());
                 let fd = fd.map_err(|e| Error::path("opening", path, e))?;
-                let text = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                // The calling thread may have descriptors of its own.
+                let text = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
                 held.push(fd);
                 Ok(text)
             }

@@ -24,6 +24,7 @@ pub mod mount_record;
 pub mod mounted_image;
 pub mod mountinfo;
 mod node;
+mod own_session;
 pub mod plain;
 pub mod probe;
 mod readahead;

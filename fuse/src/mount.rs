@@ -294,7 +294,7 @@ pub(crate) fn unmount_exactly(entry: &MountEntry, lazy: bool) -> Result<Unmounte
 }
 
 fn mount_id(fd: BorrowedFd<'_>) -> Result<u64, Error> {
-    let path = PathBuf::from(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+    let path = PathBuf::from(format!("/proc/thread-self/fdinfo/{}", fd.as_raw_fd()));
     let text = fs::read_to_string(&path).map_err(|e| Error::path("reading", &path, e))?;
     let id = text
         .lines()
