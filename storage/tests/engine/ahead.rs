@@ -15,6 +15,8 @@ use crate::bench::{Bench, settle};
 const WRONG_BYTES: u64 = 256 << 10;
 /// Wrong guesses beyond that, in percent of what was touched.
 const WRONG_PERCENT: u64 = 100;
+/// Stored bytes between two chunks that are asked for with them, also when they are here.
+const BRIDGED: u64 = 64 << 10;
 
 #[derive(Debug, Default)]
 struct Waits {
@@ -87,14 +89,10 @@ async fn scattered_readers_fetch_in_vain_no_more_than_the_bound() {
     bench.assert_asked_once();
 }
 
-fn word(elf: &[u8], at: usize) -> usize {
-    u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize
-}
-
 /// Where the parts of a 64-bit little-endian ELF file lie that a loader reads: section headers, dynamic symbols, their
 /// strings, and relocations with addends, as the System V ABI lays them out; and the beginning of each constructor, whose addresses are offsets in this file too.
 fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
-    let word = |at: usize| word(elf, at);
+    let word = |at: usize| u64::from_le_bytes(elf[at..at + 8].try_into().expect("eight bytes")) as usize;
     let short = |at: usize| usize::from(u16::from_le_bytes([elf[at], elf[at + 1]]));
     let (headers, header_len, count) = (word(0x28), short(0x3a), short(0x3c));
     let mut tables = Vec::from([(headers, header_len * count)]);
@@ -140,4 +138,14 @@ async fn tables_and_constructors_of_a_program_come_when_its_head_is_read() {
         );
     }
     assert!(!layer.is_complete(), "other code is not fetched ahead");
+    let requests = bench.blob.requests();
+    for (at, one) in requests.iter().enumerate() {
+        for other in &requests[..at] {
+            let (start, end) = (one.start.max(other.start), one.end.min(other.end));
+            assert!(
+                end.saturating_sub(start) <= BRIDGED,
+                "asked for twice: {one:?} {other:?}"
+            );
+        }
+    }
 }
