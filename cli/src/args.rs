@@ -86,6 +86,9 @@ pub(crate) enum Command {
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,
+    /// Wait for the kernel while it mounts, on behalf of a process that serves what it asks for.
+    #[command(hide = true)]
+    MountHelper,
 }
 
 /// What most commands take: the form of the result, and how registries are reached.

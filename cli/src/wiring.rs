@@ -1,7 +1,7 @@
 //! Puts the concrete parts together: runtime, registries, sources, and the directories of this host.
 
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,6 +10,7 @@ use nix::unistd::{Uid, geteuid};
 use sluice_converter::Source;
 use sluice_format::Limits;
 use sluice_format::date::rfc3339;
+use sluice_fuse::MountHelper;
 use sluice_storage::registry::{RegistryClient, RegistryOptions};
 use sluice_storage::{
     Cache, ImageName, Layout, LazyImage, ManifestName, Platform, Repository, WritableRepository,
@@ -33,6 +34,20 @@ const DIRECTORY: &str = "sluice";
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted")]
 pub(crate) struct Interrupted;
+
+/// This program, even after its file was replaced.
+const THIS_PROGRAM: &str = "/proc/self/exe";
+
+/// Hidden command of the process that waits for mounts.
+const MOUNT_HELPER: &str = "mount-helper";
+
+/// Starts the process that waits for mounts on behalf of this one.
+pub(crate) fn mount_helper() -> anyhow::Result<Arc<MountHelper>> {
+    Ok(Arc::new(MountHelper::spawn(
+        Path::new(THIS_PROGRAM),
+        &[MOUNT_HELPER],
+    )?))
+}
 
 /// The runtime of a command.
 pub(crate) fn runtime() -> anyhow::Result<Runtime> {

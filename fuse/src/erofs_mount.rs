@@ -6,17 +6,18 @@
 //! asynchronously (ext4, xfs, btrfs); tmpfs cannot back it.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountAttrFlags;
 
-use crate::mount::{AttachedMount, DetachedMount, NewMount, Unmounted};
+use crate::mount::{AttachedMount, DetachedMount, NewMount, Unmounted, path_of};
+use crate::mount_helper::MountHelper;
 use crate::mountinfo::{self, MountEntry};
 use crate::session::set_readahead;
-use crate::{Error, kernel, own_session, readahead};
+use crate::{Error, kernel, readahead};
 
 /// File system type.
 pub const FS_TYPE: &str = "erofs";
@@ -35,7 +36,8 @@ pub struct ErofsMount {
 }
 
 impl ErofsMount {
-    /// Mounts an image tree file on a directory.
+    /// Mounts an image tree file on a directory. A process that serves one of the devices itself needs a helper, or it may not
+    /// end when it is killed meanwhile.
     ///
     /// # Errors
     /// [`Error::Unsupported`] where the kernel or the file system of `tree_file` cannot do it, [`Error::Mount`] with the
@@ -45,18 +47,17 @@ impl ErofsMount {
         devices: &[PathBuf],
         target: &Path,
         read_ahead_kib: Option<u32>,
+        helper: Option<&MountHelper>,
     ) -> Result<Self, Error> {
-        own_session::wait_for(|| {
-            let detached = create(tree_file, devices)?;
-            let backing_device = backing_device(&detached);
-            if let (Some(device), Some(kib)) = (&backing_device, read_ahead_kib) {
-                set_readahead(device, kib);
-            }
-            let mount = detached.attach(target)?;
-            Ok(Self {
-                mount,
-                backing_device,
-            })
+        let detached = create(tree_file, devices, helper)?;
+        let backing_device = backing_device(&detached);
+        if let (Some(device), Some(kib)) = (&backing_device, read_ahead_kib) {
+            set_readahead(device, kib);
+        }
+        let mount = detached.attach(target)?;
+        Ok(Self {
+            mount,
+            backing_device,
         })
     }
 
@@ -113,7 +114,11 @@ impl ErofsMount {
 }
 
 /// Makes the mount without a place in the directory tree.
-pub(crate) fn create(tree_file: &Path, devices: &[PathBuf]) -> Result<DetachedMount, Error> {
+pub(crate) fn create(
+    tree_file: &Path,
+    devices: &[PathBuf],
+    helper: Option<&MountHelper>,
+) -> Result<DetachedMount, Error> {
     // Options are too short for some paths. A descriptor gives any file a short one.
     let mut held = Vec::new();
     let mut short = |path: &Path| -> Result<String, Error> {
@@ -123,10 +128,9 @@ pub(crate) fn create(tree_file: &Path, devices: &[PathBuf]) -> Result<DetachedMo
                 let flags = OFlags::PATH | OFlags::CLOEXEC;
                 let fd = rustix::fs::open(path, flags, Mode::empty());
                 let fd = fd.map_err(|e| Error::path("opening", path, e))?;
-                // The calling thread may have descriptors of its own.
-                let text = format!("/proc/thread-self/fd/{}", fd.as_raw_fd());
+                let short = path_of(fd.as_fd()).display().to_string();
                 held.push(fd);
-                Ok(text)
+                Ok(short)
             }
         }
     };
@@ -139,7 +143,7 @@ pub(crate) fn create(tree_file: &Path, devices: &[PathBuf]) -> Result<DetachedMo
         flags: vec!["ro"],
         attributes: MountAttrFlags::MOUNT_ATTR_RDONLY,
     };
-    mount.create().map_err(|error| explain(error, tree_file))
+    mount.create(helper).map_err(|error| explain(error, tree_file))
 }
 
 /// Turns the errnos that mean "cannot be done here" into words.

@@ -111,7 +111,7 @@ pub fn run_guard() -> Result<(), Error> {
     Ok(())
 }
 
-fn detach_from_terminal() -> io::Result<()> {
+pub(crate) fn detach_from_terminal() -> io::Result<()> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         signals.add(signal);

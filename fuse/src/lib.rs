@@ -7,7 +7,7 @@
 //!
 //! [`filesystem`] is what a session can ask of either, in plain Rust types; [`adapter`] translates fuser's calls into it
 //! and decides nothing; [`session`] owns the connection. [`mounted_image`] holds everything that belongs to one mounted
-//! image, [`guard`] undoes it when the process dies, [`mount_record`] lets another process find it. [`takeover`] goes on with
+//! image, [`guard`] undoes it when the process dies, [`mount_record`] lets another process find it, and [`mount_helper`] waits for the session on its behalf. [`takeover`] goes on with
 //! a session whose process died, kept alive by a [`descriptor_store`].
 
 pub mod adapter;
@@ -20,11 +20,11 @@ pub mod guard;
 mod image_tree;
 mod kernel;
 mod mount;
+pub mod mount_helper;
 pub mod mount_record;
 pub mod mounted_image;
 pub mod mountinfo;
 mod node;
-mod own_session;
 pub mod plain;
 pub mod probe;
 mod readahead;
@@ -37,6 +37,7 @@ pub use descriptor_store::DescriptorStore;
 pub use error::Error;
 pub use guard::{Guard, run_guard};
 pub use kernel::release_free_memory;
+pub use mount_helper::{MountHelper, run_mount_helper};
 pub use mount_record::{MountRecord, find_mount, request_unmount};
 pub use mounted_image::{Front, MountRequest, MountedImage, complete_device};
 pub use probe::{Support, probe};

@@ -16,10 +16,10 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+    FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_set_flag, fsconfig_set_string, fsopen, move_mount,
 };
 
+use crate::mount_helper::{self, MountHelper};
 use crate::mountinfo::{self, MountEntry};
 use crate::{Error, kernel};
 
@@ -45,11 +45,11 @@ pub(crate) struct NewMount<'a> {
 }
 
 impl NewMount<'_> {
-    /// Makes the mount without a place in the directory tree.
+    /// Makes the mount without a place in the directory tree, through a helper if it may wait for a session of this process.
     ///
     /// # Errors
     /// [`Error::Mount`] with the kernel's own messages.
-    pub(crate) fn create(&self) -> Result<DetachedMount, Error> {
+    pub(crate) fn create(&self, helper: Option<&MountHelper>) -> Result<DetachedMount, Error> {
         let refuse = |source: io::Error, messages| Error::Mount {
             fs_type: self.fs_type,
             origin: self.source.to_owned(),
@@ -59,17 +59,17 @@ impl NewMount<'_> {
         let log = KernelLog::from_now();
         let context =
             fsopen(self.fs_type, FsOpenFlags::FSOPEN_CLOEXEC).map_err(|e| refuse(e.into(), vec![]))?;
-        match self.configure(context.as_fd()) {
+        match self.complete(context.as_fd(), helper) {
             Ok(fd) => Ok(DetachedMount { fd }),
-            Err(errno) => {
+            Err(error) => {
                 let mut messages = read_messages(context.as_fd());
                 messages.extend(log.lines_about(self.fs_type));
-                Err(refuse(errno.into(), messages))
+                Err(refuse(error, messages))
             }
         }
     }
 
-    fn configure(&self, context: BorrowedFd<'_>) -> rustix::io::Result<OwnedFd> {
+    fn complete(&self, context: BorrowedFd<'_>, helper: Option<&MountHelper>) -> io::Result<OwnedFd> {
         fsconfig_set_string(context, "source", self.source)?;
         for (key, value) in &self.strings {
             fsconfig_set_string(context, *key, value.as_str())?;
@@ -77,8 +77,10 @@ impl NewMount<'_> {
         for flag in &self.flags {
             fsconfig_set_flag(context, *flag)?;
         }
-        fsconfig_create(context)?;
-        fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, self.attributes)
+        match helper {
+            Some(helper) => helper.create(context, self.attributes),
+            None => Ok(mount_helper::create_here(context, self.attributes)?),
+        }
     }
 }
 
@@ -163,9 +165,9 @@ impl AsFd for DetachedMount {
 }
 
 impl DetachedMount {
-    /// A path by which this process, and the kernel on its behalf, reaches the root of the mount.
+    /// A path by which this process and its helpers, and the kernel on their behalf, reach the root of the mount.
     pub(crate) fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.fd.as_raw_fd()))
+        path_of(self.fd.as_fd())
     }
 
     /// Opens a file or directory in the mount.
@@ -204,6 +206,14 @@ impl DetachedMount {
             }
         }
     }
+}
+
+/// A path by which this process and its helpers reach what a descriptor refers to.
+pub(crate) fn path_of(descriptor: BorrowedFd<'_>) -> PathBuf {
+    // The number of this process as this procfs counts: it may belong to another PID namespace.
+    let process = fs::read_link("/proc/self").unwrap_or_else(|_| PathBuf::from("self"));
+    let number = descriptor.as_raw_fd().to_string();
+    Path::new("/proc").join(process).join("fd").join(number)
 }
 
 /// How a mount went away.

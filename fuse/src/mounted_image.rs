@@ -20,7 +20,7 @@ use crate::mount_record::{MountRecord, OwnRecord};
 use crate::mountinfo::{self, MountEntry};
 use crate::plain::{LayerDirectory, device_len};
 use crate::trees::{ImageTree, OnlyTree};
-use crate::{Error, Guard, Layer, Session, SessionOptions, probe, session};
+use crate::{Error, Guard, Layer, MountHelper, Session, SessionOptions, probe, session};
 
 /// How an image is shown to the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,8 @@ pub struct MountRequest {
     pub read_ahead_kib: Option<u32>,
     /// Threads and access of the FUSE session.
     pub session: SessionOptions,
+    /// Waits for that session when the kernel asks it during a mount; needed to be ended by SIGKILL at that moment.
+    pub helper: Option<Arc<MountHelper>>,
 }
 
 /// A mounted image. Dropping it unmounts it, lazily when it is busy.
@@ -246,6 +248,7 @@ fn mount_erofs(
             }
         });
     }
-    let erofs = ErofsMount::mount(tree_file, &devices, target, request.read_ahead_kib)?;
+    let helper = request.helper.as_deref();
+    let erofs = ErofsMount::mount(tree_file, &devices, target, request.read_ahead_kib, helper)?;
     Ok((Some(erofs), session))
 }

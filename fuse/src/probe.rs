@@ -73,7 +73,7 @@ fn mount_and_read(tree_file: &Path, device: &Path) -> Result<(), Error> {
     for (path, bytes) in [(tree_file, &image), (device, &content)] {
         fs::write(path, bytes).map_err(|e| Error::path("writing", path, e))?;
     }
-    let mount = erofs_mount::create(tree_file, &[device.to_owned()])?;
+    let mount = erofs_mount::create(tree_file, &[device.to_owned()], None)?;
     let read =
         erofs_mount::read_file(&mount, FILE).map_err(|e| Error::io("reading from an EROFS mount", e))?;
     if read == content {

@@ -27,6 +27,7 @@ use std::time::Duration;
 use fuser::{Config, MountOption, SessionACL};
 use nix::errno::Errno;
 use nix::unistd::{getegid, geteuid};
+use rustix::fs::{AtFlags, StatxFlags, makedev, statx};
 use rustix::mount::MountAttrFlags;
 use tokio::runtime::Handle;
 
@@ -243,6 +244,23 @@ impl Session {
         }
     }
 
+    /// Device number of a hidden session's file system, as its files show it. The session is not asked.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] for other sessions; [`Error::Io`] when the kernel does not tell.
+    pub fn device_number(&self) -> Result<u64, Error> {
+        let Some(Place::Hidden(mount)) = &self.place else {
+            return Err(Error::Unsupported(
+                "only a hidden session has a number".to_owned(),
+            ));
+        };
+        // A thread that waited for an answer of its own process could not be killed (see `mount_helper`).
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let known = statx(mount.as_fd(), "", flags, StatxFlags::empty());
+        let known = known.map_err(|e| Error::io("looking at a FUSE session", e))?;
+        Ok(makedev(known.stx_dev_major, known.stx_dev_minor))
+    }
+
     /// Its line in the mount table; `None` for a hidden one and after unmounting.
     pub fn entry(&self) -> Option<&MountEntry> {
         match &self.place {
@@ -315,7 +333,7 @@ fn connect(adapter: Adapter, options: &SessionOptions) -> Result<(DetachedMount,
         .write(true)
         .open(device)
         .map_err(|e| Error::path("opening", device, e))?;
-    let mount = new_mount(&device, options).create()?;
+    let mount = new_mount(&device, options).create(None)?;
     let config = config(options);
     let leaving = adapter.leaving();
     let kept = device

@@ -526,7 +526,7 @@ fn privileged_the_kernels_reason_is_in_the_error() {
     let request = bench.request(Front::Erofs, &sample.tree, sources(&layers));
     // Two devices are in the table of the image.
     let one = [request.tree_file.clone()];
-    let error = ErofsMount::mount(&request.tree_file, &one, &bench.target(), None).unwrap_err();
+    let error = ErofsMount::mount(&request.tree_file, &one, &bench.target(), None, None).unwrap_err();
     let text = error.to_string();
     assert!(text.contains("extra devices"), "{text}");
 }

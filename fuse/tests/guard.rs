@@ -1,7 +1,7 @@
 //! What is left when a server dies, is interrupted or is asked to go: nothing.
 //!
-//! Servers must be processes of their own to be killed, so this binary is three programs: `serve` mounts an image and waits,
-//! `guard` is its guardian, anything else runs the tests. It understands as much of libtest's command line as cargo and
+//! Servers must be processes of their own to be killed, so this binary is several programs: `serve` mounts an image and waits,
+//! `guard` is its guardian, `mount-helper` waits for its mounts, anything else runs the tests. It understands as much of libtest's command line as cargo and
 //! nextest use.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
@@ -20,9 +20,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use sluice_fuse::erofs_mount::ErofsMount;
 use sluice_fuse::{
-    Error, Front, Guard, MountedImage, PlainSource, find_mount, mountinfo, request_unmount, run_guard,
+    Error, Front, Guard, MountHelper, MountedImage, PlainSource, find_mount, mountinfo, request_unmount,
+    run_guard, run_mount_helper,
 };
 use support::sample::noise;
 use support::sources::Memory;
@@ -37,7 +40,10 @@ const FAST: usize = 10_000;
 /// Length of the file whose reads never end.
 const SLOW: usize = 100_000;
 
-const TESTS: [(&str, fn()); 8] = [
+/// Argument that makes this program the mount helper.
+const MOUNT_HELPER: &str = "mount-helper";
+
+const TESTS: [(&str, fn()); 10] = [
     (
         "privileged_a_killed_server_leaves_nothing",
         a_killed_server_leaves_nothing,
@@ -67,6 +73,14 @@ const TESTS: [(&str, fn()); 8] = [
         what_an_unguarded_server_left_is_cleaned_up,
     ),
     (
+        "privileged_a_killed_mount_helper_is_started_again",
+        a_killed_mount_helper_is_started_again,
+    ),
+    (
+        "privileged_a_mount_helper_tells_why_a_mount_is_refused",
+        a_mount_helper_tells_why_a_mount_is_refused,
+    ),
+    (
         "fuse_users_other_than_root_mount_with_the_helper",
         users_other_than_root_mount_with_the_helper,
     ),
@@ -76,6 +90,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
         Some("guard") => run_guard().unwrap(),
+        Some(MOUNT_HELPER) => run_mount_helper().unwrap(),
         Some("unmount") => {
             let directory = Path::new(&arguments[1]);
             request_unmount(&directory.join("run"), &directory.join("target"), false).unwrap();
@@ -124,7 +139,8 @@ fn serve(directory: &str, front: &str, guarded: &str) {
     slow.delay_ms.store(3_600_000, Ordering::Relaxed);
     let tree = tree_of_files(&[("fast", 1, 0, FAST as u64), ("slow", 2, 0, SLOW as u64)]);
     let sources: Vec<Arc<dyn PlainSource>> = vec![fast, slow];
-    let request = bench.request(front, &tree, sources);
+    let mut request = bench.request(front, &tree, sources);
+    request.helper = Some(helper());
     let mut image = MountedImage::mount(request, guard.as_mut(), bench.handle()).unwrap();
     say("mounted");
     bench.runtime.block_on(image.wait_unmounted()).unwrap();
@@ -132,6 +148,10 @@ fn serve(directory: &str, front: &str, guarded: &str) {
     drop(guard);
     // A read that never ends must not hold the process.
     bench.runtime.shutdown_background();
+}
+
+fn helper() -> Arc<MountHelper> {
+    Arc::new(MountHelper::spawn(&this_program(), &[MOUNT_HELPER]).unwrap())
 }
 
 fn this_program() -> PathBuf {
@@ -313,6 +333,60 @@ fn what_an_unguarded_server_left_is_cleaned_up() {
         request_unmount(&server.run_dir(), &server.target(), false).unwrap();
         bench.assert_clean();
     }
+}
+
+/// The processes that this one has started and not waited for.
+fn children() -> Vec<Pid> {
+    let tasks = fs::read_dir("/proc/self/task").unwrap().flatten();
+    let lists = tasks.map(|task| fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let numbers: Vec<_> = lists
+        .flat_map(|list| list.split_whitespace().map(str::parse).collect::<Vec<_>>())
+        .collect();
+    numbers
+        .into_iter()
+        .map(|number| Pid::from_raw(number.unwrap()))
+        .collect()
+}
+
+fn a_killed_mount_helper_is_started_again() {
+    let bench = Bench::new();
+    let tree = tree_of_files(&[("fast", 1, 0, FAST as u64)]);
+    let mut request = bench.request(Front::Erofs, &tree, vec![Memory::new(noise(1, FAST))]);
+    let before = children();
+    request.helper = Some(helper());
+    for _ in 0..3 {
+        let mut image = bench.mount(request.clone());
+        assert!(fs::read(image.target().join("fast")).unwrap() == noise(1, FAST));
+        image.unmount(false).unwrap();
+        let started: Vec<_> = children()
+            .into_iter()
+            .filter(|pid| !before.contains(pid))
+            .collect();
+        let [helper] = started[..] else {
+            panic!("{started:?}")
+        };
+        kill(helper, Signal::SIGKILL).unwrap();
+        // It has ended when its socket has.
+        let ended = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        waitid(Id::Pid(helper), ended).unwrap();
+    }
+    drop(request);
+    assert_eq!(children(), before);
+}
+
+fn a_mount_helper_tells_why_a_mount_is_refused() {
+    let bench = Bench::new();
+    let tree = tree_of_files(&[("fast", 1, 0, FAST as u64)]);
+    let request = bench.request(Front::Erofs, &tree, vec![Memory::new(noise(1, FAST))]);
+    let (helper, none) = (helper(), [bench.path("none")]);
+    let mount = |helper| ErofsMount::mount(&request.tree_file, &none, &bench.target(), None, helper);
+    let (through, here) = (mount(Some(&*helper)).unwrap_err(), mount(None).unwrap_err());
+    let (Error::Mount { source, messages, .. }, Error::Mount { source: same, .. }) = (&through, &here) else {
+        panic!("{through:?}, {here:?}")
+    };
+    assert_eq!(source.raw_os_error(), same.raw_os_error());
+    assert_eq!(source.kind(), io::ErrorKind::NotFound, "{messages:?}");
+    bench.assert_clean();
 }
 
 /// `nobody`: the helper wants a user with a name.

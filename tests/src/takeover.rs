@@ -24,6 +24,13 @@ pub const PID_FILE: &str = "pid";
 /// File with one line per start of the server: "created" or "adopted".
 pub const LOG_FILE: &str = "starts";
 
+/// File that makes the server never answer who looks for a layer, as long as it is there when the question comes; below the server's
+/// directory.
+pub const HOLD_FILE: &str = "hold";
+
+/// File that tells of a question that is never answered, below the server's directory.
+pub const HELD_FILE: &str = "held";
+
 /// Program that lies in the image and is executed from it.
 pub const TOOL: &str = "/bin/true";
 

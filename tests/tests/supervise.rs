@@ -16,7 +16,9 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sluice_tests::scratch::{self, Scratch};
-use sluice_tests::takeover::{LOG_FILE, PATTERN_LEN, SLOW_LEN, TARGET, pattern, server};
+use sluice_tests::takeover::{
+    HELD_FILE, HOLD_FILE, LOG_FILE, PATTERN_LEN, SLOW_LEN, TARGET, pattern, server,
+};
 use sluice_tests::{mountinfo, prerequisites, process, sluice};
 
 /// How long a start, an end or a read may take before it counts as a hang.
@@ -49,9 +51,17 @@ struct Supervised {
 
 impl Supervised {
     fn start(name: &str) -> Result<Self> {
+        let supervised = Self::spawn(Scratch::new(name)?)?;
+        process::wait_until("the mount of the image", PATIENCE, || {
+            supervised.target().join("slow").exists()
+        })?;
+        Ok(supervised)
+    }
+
+    /// Starts the supervisor, and does not wait for the mount.
+    fn spawn(scratch: Scratch) -> Result<Self> {
         prerequisites::root()?;
         prerequisites::fuse()?;
-        let scratch = Scratch::new(name)?;
         scratch.directory(TARGET)?;
         let server = scratch::profile_directory()?.join("takeover-server");
         ensure!(
@@ -64,11 +74,7 @@ impl Supervised {
         command.arg("--").arg(server).arg(&*scratch);
         command.env(process::MARK, &*scratch);
         let supervisor = process::spawn_logged(&mut command, &scratch.join("log"))?;
-        let supervised = Self { scratch, supervisor };
-        process::wait_until("the mount of the image", PATIENCE, || {
-            supervised.target().join("slow").exists()
-        })?;
-        Ok(supervised)
+        Ok(Self { scratch, supervisor })
     }
 
     fn target(&self) -> std::path::PathBuf {
@@ -264,6 +270,32 @@ fn privileged_readers_do_not_notice_kills() -> Result<()> {
     slow_reader(&supervised, 0, || {
         Ok(kill(supervised.server()?, Signal::SIGKILL)?)
     })?;
+    supervised.end()
+}
+
+#[test]
+fn privileged_a_server_that_is_killed_while_it_mounts_has_a_successor() -> Result<()> {
+    let scratch = Scratch::new("killed-mounting")?;
+    let hold = scratch.join(HOLD_FILE);
+    fs::write(&hold, "")?;
+    let supervised = Supervised::spawn(scratch)?;
+    // The kernel has asked for a layer, and nobody is going to answer.
+    process::wait_until("a question of the kernel", PATIENCE, || {
+        supervised.scratch.join(HELD_FILE).exists()
+    })?;
+    fs::remove_file(&hold)?;
+    let pid = supervised.server()?;
+    kill(pid, Signal::SIGKILL).context("killing the server")?;
+    supervised.successor(pid)?;
+    process::wait_until("the mount of the image", PATIENCE, || {
+        supervised.target().join("pattern").exists()
+    })?;
+    let ((), reads) = while_reading(&supervised, || {
+        thread::sleep(Duration::from_secs(1));
+        Ok(())
+    })?;
+    ensure!(!reads.is_empty(), "nothing was read");
+    ensure_adopted(&supervised.starts()?, 1)?;
     supervised.end()
 }
 

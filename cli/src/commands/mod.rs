@@ -48,6 +48,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Install(args) => install::run(&args),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
+        Command::MountHelper => Ok(sluice_fuse::run_mount_helper()?),
     };
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::json;
-use sluice_fuse::{Front, Guard, Layer, MountRequest, MountedImage, SessionOptions};
+use sluice_fuse::{Front, Guard, Layer, MountHelper, MountRequest, MountedImage, SessionOptions};
 use sluice_storage::registry::RegistryClient;
 use sluice_storage::{
     Cache, CacheOptions, CountedProgress, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Timeline,
@@ -40,12 +40,13 @@ pub(super) fn run(args: &MountArgs) -> anyhow::Result<()> {
         args.dir.display()
     );
     let exe = std::env::current_exe().context("finding the path of this program")?;
+    let helper = wiring::mount_helper()?;
     let mut guard = Guard::spawn(&exe, &[GUARD_COMMAND])?;
     let runtime = wiring::runtime()?;
-    runtime.block_on(serve(args, &mut guard))
+    runtime.block_on(serve(args, helper, &mut guard))
 }
 
-async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
+async fn serve(args: &MountArgs, helper: Arc<MountHelper>, guard: &mut Guard) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut signals = EndSignals::new()?;
     let registries = wiring::registries(&args.common)?;
@@ -61,7 +62,7 @@ async fn serve(args: &MountArgs, guard: &mut Guard) -> anyhow::Result<()> {
     let mut open = open?;
     // Mounting takes milliseconds and is not interruptible; a signal that arrives meanwhile is seen right after it.
     let runtime = Handle::current();
-    let request = request(args, &open);
+    let request = request(args, &open, helper);
     let mut mounted = tokio::task::block_in_place(|| MountedImage::mount(request, Some(guard), &runtime))?;
     if let Some(timeline) = &timeline {
         timeline.phase("mounted");
@@ -124,7 +125,7 @@ async fn open(
     opener.open(&repository, &name, &platform).await
 }
 
-fn request(args: &MountArgs, open: &OpenImage) -> MountRequest {
+fn request(args: &MountArgs, open: &OpenImage, helper: Arc<MountHelper>) -> MountRequest {
     let (missing, chunks) = open.missing_chunks();
     MountRequest {
         front: args.front.into(),
@@ -135,6 +136,7 @@ fn request(args: &MountArgs, open: &OpenImage) -> MountRequest {
         image: args.source.to_string(),
         read_ahead_kib: Some(read_ahead_kib(missing, chunks)),
         session: SessionOptions::default(),
+        helper: Some(helper),
     }
 }
 

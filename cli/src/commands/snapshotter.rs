@@ -135,6 +135,7 @@ async fn open_engine(
         }),
         layer_mode: args.layers,
         root: args.root.clone(),
+        mount_helper: wiring::mount_helper()?,
     };
     Engine::open(options, store).await
 }

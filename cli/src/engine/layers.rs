@@ -5,7 +5,6 @@
 //! earlier process, which asks for layers at once: they are leased before ([`super::takeover`]).
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,7 +13,7 @@ use anyhow::Context as _;
 use sluice_format::{DiffId, Digest};
 use sluice_fuse::plain::LayerDirectory;
 use sluice_fuse::session::Origin;
-use sluice_fuse::{DescriptorStore, Front, Layer, Session, SessionOptions, complete_device};
+use sluice_fuse::{DescriptorStore, Front, Layer, MountHelper, Session, SessionOptions, complete_device};
 use sluice_snapshotter::images::TreeRequest;
 use sluice_storage::{Cache, Fetcher, LazyLayer, PlainLayer, PlainLayerOptions, ReadPolicy};
 use tokio::runtime::Handle;
@@ -58,6 +57,7 @@ struct Place {
 #[derive(Debug)]
 pub(super) struct ServedLayers {
     front: Front,
+    mount_helper: Arc<MountHelper>,
     cache: Arc<Cache>,
     fetcher: Arc<Fetcher>,
     policy: ReadPolicy,
@@ -77,6 +77,7 @@ impl ServedLayers {
     pub(super) fn new(options: &EngineOptions, front: Front) -> Arc<Self> {
         Arc::new(Self {
             front,
+            mount_helper: options.mount_helper.clone(),
             cache: options.cache.clone(),
             fetcher: options.fetcher.clone(),
             policy: options.policy,
@@ -102,9 +103,7 @@ impl ServedLayers {
         let opened = Session::hidden_or_adopted(&mut store, SESSION, directory, &options, &self.runtime);
         let (session, origin) = opened?;
         let root = session.root();
-        let device = std::fs::metadata(&root)
-            .context("looking at the FUSE session")?
-            .dev();
+        let device = session.device_number().context("looking at the FUSE session")?;
         let keeper = records.is_some().then_some(store);
         *self.hidden() = Some(Hidden { session, keeper });
         // Opened once; a second place would be of no session.
@@ -119,6 +118,11 @@ impl ServedLayers {
     /// How trees are shown.
     pub(super) fn front(&self) -> Front {
         self.front
+    }
+
+    /// Who waits for the session while a tree is mounted over it.
+    pub(super) fn mount_helper(&self) -> &MountHelper {
+        &self.mount_helper
     }
 
     fn hidden(&self) -> MutexGuard<'_, Option<Hidden>> {

@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anyhow::Context as _;
 use futures_util::future::BoxFuture;
 use sluice_format::ChainId;
-use sluice_fuse::{DescriptorStore, Front, probe};
+use sluice_fuse::{DescriptorStore, Front, MountHelper, probe};
 use sluice_snapshotter::images::{
     ContainerStart, EngineError, IdleTree, LayerRequest, ParentLayer, RemoteLayer, TreeRequest,
 };
@@ -62,6 +62,8 @@ pub(crate) struct EngineOptions {
     pub(crate) layer_mode: LayerMode,
     /// Directory of the service, in which it records what is mounted.
     pub(crate) root: PathBuf,
+    /// Waits for the session of this process while the kernel mounts.
+    pub(crate) mount_helper: Arc<MountHelper>,
 }
 
 /// How images are fetched as a whole.

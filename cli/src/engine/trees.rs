@@ -11,7 +11,7 @@ use nix::mount::{MntFlags, umount2};
 use sluice_format::Limits;
 use sluice_fuse::erofs_mount::ErofsMount;
 use sluice_fuse::trees::{ImageTree, OnlyTree};
-use sluice_fuse::{Front, Layer, Session, SessionOptions, mountinfo};
+use sluice_fuse::{Front, Layer, MountHelper, Session, SessionOptions, mountinfo};
 use sluice_snapshotter::images::TreeRequest;
 use sluice_storage::{Cache, LazyLayer};
 use tokio::runtime::Handle;
@@ -85,7 +85,7 @@ impl MountedTree {
             }
             Front::Erofs | Front::Auto => {
                 let record = layers.record(tree, target);
-                match mount_erofs(&tree_file, &leases, target, read_ahead) {
+                match mount_erofs(&tree_file, &leases, target, read_ahead, layers.mount_helper()) {
                     Ok(mount) => (Shown::Erofs(mount), record),
                     Err(error) => {
                         record.into_iter().for_each(OwnRecord::remove);
@@ -226,10 +226,12 @@ fn mount_erofs(
     leases: &[LayerLease],
     target: &Path,
     read_ahead_kib: Option<u32>,
+    helper: &MountHelper,
 ) -> anyhow::Result<ErofsMount> {
     let devices = leases.iter().map(LayerLease::device);
     let devices = devices.collect::<Result<Vec<PathBuf>, _>>()?;
-    Ok(ErofsMount::mount(tree_file, &devices, target, read_ahead_kib)?)
+    let mount = ErofsMount::mount(tree_file, &devices, target, read_ahead_kib, Some(helper));
+    Ok(mount?)
 }
 
 fn mount_fuse(

@@ -109,6 +109,7 @@ impl<P: AsRef<Path>> Bench<P> {
             image: "example.org/app:1".to_owned(),
             read_ahead_kib: Some(128),
             session: SessionOptions::default(),
+            helper: None,
         }
     }
 

@@ -1,33 +1,44 @@
 //! A server that is made to be killed: one image over slow plain layers, mounted once, its session in the service
 //! manager's store.
 //!
-//! `takeover-server DIRECTORY` runs until SIGTERM. It never unmounts: a successor goes on.
+//! `takeover-server DIRECTORY` runs until SIGTERM. It never unmounts: a successor goes on. `takeover-server mount-helper` is
+//! its mount helper.
 
 use std::env;
 use std::fmt::Debug;
 use std::fs::{self, File};
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
+use nix::errno::Errno;
 use sluice_format::erofs::{DeviceSlot, write_image};
-use sluice_format::inode::Attributes;
+use sluice_format::inode;
 use sluice_format::tree::{Extent, ExtentSource, FileContent};
 use sluice_format::{DiffId, Digest, EntryName, Node, NodeId, NodeKind, Tree};
 use sluice_fuse::erofs_mount::ErofsMount;
+use sluice_fuse::filesystem::{Answer, Attributes, DirEntry, Entry, Namespace, OpenMode, Statistics};
 use sluice_fuse::plain::LayerDirectory;
 use sluice_fuse::session::Origin;
 use sluice_fuse::trees::write_tree_file;
-use sluice_fuse::{DescriptorStore, Layer, PlainSource, Session, SessionOptions, mountinfo};
-use sluice_tests::takeover::{LOG_FILE, PATTERN_LEN, PID_FILE, SLOW_LEN, SLOW_MS, TARGET, TOOL, pattern};
+use sluice_fuse::{
+    DescriptorStore, Layer, MountHelper, PlainSource, Session, SessionOptions, mountinfo, run_mount_helper,
+};
+use sluice_tests::takeover::{
+    HELD_FILE, HOLD_FILE, LOG_FILE, PATTERN_LEN, PID_FILE, SLOW_LEN, SLOW_MS, TARGET, TOOL, pattern,
+};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Argument that makes this program the mount helper.
+const MOUNT_HELPER: &str = "mount-helper";
 
 /// How long an ordinary read takes: requests are in flight at nearly every moment.
 const DELAY: Duration = Duration::from_millis(2);
@@ -71,13 +82,66 @@ impl PlainSource for Slow {
     }
 }
 
+/// The layers, as a server shows them that may be told to hold answers back.
+#[derive(Debug)]
+struct Held {
+    layers: LayerDirectory,
+    directory: PathBuf,
+}
+
+impl Held {
+    fn wait_if_told(&self) -> io::Result<()> {
+        if self.directory.join(HOLD_FILE).exists() {
+            fs::write(self.directory.join(HELD_FILE), "")?;
+            loop {
+                thread::park();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Namespace for Held {
+    fn open_mode(&self) -> OpenMode {
+        self.layers.open_mode()
+    }
+
+    fn lookup(&self, parent: u64, name: &[u8]) -> Result<Entry, Errno> {
+        self.wait_if_told().map_err(|_| Errno::EIO)?;
+        self.layers.lookup(parent, name)
+    }
+
+    fn attributes(&self, node: u64) -> Result<Attributes, Errno> {
+        self.layers.attributes(node)
+    }
+
+    fn read_dir(
+        &self,
+        node: u64,
+        cookie: u64,
+        each: &mut dyn FnMut(DirEntry<'_>) -> bool,
+    ) -> Result<(), Errno> {
+        self.layers.read_dir(node, cookie, each)
+    }
+
+    fn read(&self, node: u64, file: Range<u64>) -> Result<Answer, Errno> {
+        self.layers.read(node, file)
+    }
+
+    fn statistics(&self) -> Statistics {
+        self.layers.statistics()
+    }
+}
+
 fn main() -> Result<()> {
+    let argument = env::args_os()
+        .nth(1)
+        .context("usage: takeover-server DIRECTORY")?;
+    if argument == MOUNT_HELPER {
+        return Ok(run_mount_helper()?);
+    }
     let mut store = DescriptorStore::from_environment()?;
-    let directory = PathBuf::from(
-        env::args_os()
-            .nth(1)
-            .context("usage: takeover-server DIRECTORY")?,
-    );
+    let directory = PathBuf::from(argument);
     replace(&directory.join(PID_FILE), &std::process::id().to_string())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -92,10 +156,14 @@ fn main() -> Result<()> {
 async fn serve(directory: &Path, store: &mut DescriptorStore) -> Result<Session> {
     let mut terminate = signal(SignalKind::terminate())?;
     let layers = layers()?;
-    let served = Arc::new(LayerDirectory::new());
+    let served = LayerDirectory::new();
     for layer in &layers {
         served.insert(layer.clone())?;
     }
+    let served = Arc::new(Held {
+        layers: served,
+        directory: directory.to_owned(),
+    });
     let handle = tokio::runtime::Handle::current();
     let options = SessionOptions::default();
     let (session, origin) = tokio::task::block_in_place(|| {
@@ -136,7 +204,9 @@ fn mount(directory: &Path, layers: &[Layer], session: &Session) -> Result<()> {
         .map(|layer| session.root().join(LayerDirectory::path_of(layer.diff_id)))
         .collect();
     // The mount outlives this process.
-    std::mem::forget(ErofsMount::mount(&tree_file, &devices, &target, Some(64))?);
+    let helper = MountHelper::spawn(Path::new("/proc/self/exe"), &[MOUNT_HELPER])?;
+    let mount = ErofsMount::mount(&tree_file, &devices, &target, Some(64), Some(&helper))?;
+    std::mem::forget(mount);
     Ok(())
 }
 
@@ -168,9 +238,9 @@ fn tree(layers: &[Layer]) -> Result<Tree> {
         }];
         let node = tree.add(Node {
             kind: NodeKind::Regular(FileContent { size, extents }),
-            attributes: Attributes {
+            attributes: inode::Attributes {
                 permissions: 0o755,
-                ..Attributes::default()
+                ..inode::Attributes::default()
             },
         });
         let root = tree.directory_mut(NodeId::ROOT).context("a tree has a root")?;
