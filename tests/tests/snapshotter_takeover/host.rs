@@ -75,7 +75,7 @@ pub(crate) fn dice(seed: &mut u64, bound: u64) -> u64 {
 
 impl Host {
     /// Everything runs, and the image is pulled.
-    pub(crate) fn start(keeper: Keeper, cache_quota: &'static str) -> Result<Self> {
+    pub(crate) fn start(keeper: Keeper, release: Release, cache_quota: &'static str) -> Result<Self> {
         prerequisites::root()?;
         let source = Scratch::new("takeover-source")?;
         let image = workload::image()?.write(&source.join("source"), "load")?;
@@ -104,7 +104,7 @@ impl Host {
             name: NAME,
             socket: &socket,
         };
-        host.containerd = Some(Containerd::start_with(Release::One, &[proxy])?);
+        host.containerd = Some(Containerd::start_with(release, &[proxy])?);
         host.pull()?;
         Ok(host)
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
+use sluice_tests::containerd::Release;
 use sluice_tests::registry::Class;
 use sluice_tests::{mountinfo, process, systemd};
 
@@ -24,8 +25,8 @@ const UPGRADES: usize = 6;
 const FETCHED_MIN: u64 = 16 << 20;
 
 /// Kills the service again and again under containers that read and write. Gives also what they did.
-fn kill_often(keeper: Keeper) -> Result<(Host, String)> {
-    let mut host = Host::start(keeper, SMALL_CACHE)?;
+fn kill_often(keeper: Keeper, release: Release) -> Result<(Host, String)> {
+    let mut host = Host::start(keeper, release, SMALL_CACHE)?;
     host.work_all()?;
     host.registry.traffic().clear();
     let (mut seed, mut gaps) = (7, Vec::new());
@@ -60,12 +61,21 @@ fn kill_often(keeper: Keeper) -> Result<(Host, String)> {
     Ok((host, done))
 }
 
-#[test]
-fn privileged_containers_do_not_notice_kills() -> Result<()> {
-    let (mut host, done) = kill_often(Keeper::Supervisor)?;
+fn containers_do_not_notice_kills(release: Release) -> Result<()> {
+    let (mut host, done) = kill_often(Keeper::Supervisor, release)?;
     println!("{done}");
     host.finish()?;
     host.end()
+}
+
+#[test]
+fn privileged_containers_of_containerd_1_do_not_notice_kills() -> Result<()> {
+    containers_do_not_notice_kills(Release::One)
+}
+
+#[test]
+fn privileged_containers_of_containerd_2_do_not_notice_kills() -> Result<()> {
+    containers_do_not_notice_kills(Release::Two)
 }
 
 #[test]
@@ -74,7 +84,7 @@ fn privileged_containers_do_not_notice_kills_under_systemd() -> Result<()> {
         print!("{printed}");
         return Ok(());
     }
-    let (mut host, done) = kill_often(Keeper::Systemd)?;
+    let (mut host, done) = kill_often(Keeper::Systemd, Release::One)?;
     println!("{done}");
     host.upgrade()?;
     host.ensure_going_on()?;
@@ -85,8 +95,17 @@ fn privileged_containers_do_not_notice_kills_under_systemd() -> Result<()> {
 }
 
 #[test]
-fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> Result<()> {
-    let mut host = Host::start(Keeper::Supervisor, SMALL_CACHE)?;
+fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd_1() -> Result<()> {
+    containers_do_not_notice_upgrades_nor_restarts(Release::One)
+}
+
+#[test]
+fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd_2() -> Result<()> {
+    containers_do_not_notice_upgrades_nor_restarts(Release::Two)
+}
+
+fn containers_do_not_notice_upgrades_nor_restarts(release: Release) -> Result<()> {
+    let mut host = Host::start(Keeper::Supervisor, release, SMALL_CACHE)?;
     host.work_all()?;
     let mut gaps = Vec::new();
     for at in 0..UPGRADES {
@@ -124,7 +143,7 @@ fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd() -> 
 
 #[test]
 fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Result<()> {
-    let mut host = Host::start(Keeper::Supervisor, LARGE_CACHE)?;
+    let mut host = Host::start(Keeper::Supervisor, Release::One, LARGE_CACHE)?;
     host.read_whole()?;
     host.work_all()?;
     host.reboot()?;
@@ -149,7 +168,7 @@ fn privileged_containers_start_again_without_the_registry_after_a_reboot() -> Re
 
 #[test]
 fn privileged_a_service_that_was_stopped_starts_over_what_it_left() -> Result<()> {
-    let mut host = Host::start(Keeper::Supervisor, SMALL_CACHE)?;
+    let mut host = Host::start(Keeper::Supervisor, Release::One, SMALL_CACHE)?;
     host.work_all()?;
     host.finish()?;
     host.work("idle", &["write", "idle"])?;
