@@ -233,9 +233,18 @@ pub fn list_mounts(run_dir: &Path) -> Result<Vec<FoundMount>, Error> {
     Ok(found.collect())
 }
 
+/// The directories of records. Sockets of services, and directories of other commands, lie beside them.
 fn directories(run_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let is_record = |name: &str| {
+        let numbers = name.split_once('-');
+        numbers.is_some_and(|(pid, number)| pid.parse::<u32>().is_ok() && number.parse::<u32>().is_ok())
+    };
     match fs::read_dir(run_dir) {
-        Ok(entries) => Ok(entries.filter_map(|entry| Some(entry.ok()?.path())).collect()),
+        Ok(entries) => {
+            let entries = entries.flatten();
+            let records = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_record));
+            Ok(records.map(|entry| entry.path()).collect())
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(Error::path("reading", run_dir, error)),
     }
@@ -383,6 +392,22 @@ mod tests {
         drop(own);
         assert_eq!(find_mount(run.path(), &target).unwrap(), None);
         assert_eq!(fs::read_dir(run.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_others_have_in_the_directory_is_let_alone() {
+        let run = tempfile::tempdir().unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let others = ["supervise-7", "record-7", "7", "7-a"].map(|name| run.path().join(name));
+        for other in &others {
+            fs::create_dir(other).unwrap();
+        }
+        fs::write(run.path().join("snapshotter.sock"), "").unwrap();
+        let own = create(run.path(), &fs::canonicalize(target.path()).unwrap()).unwrap();
+        assert_eq!(list_mounts(run.path()).unwrap().len(), 1);
+        drop(own);
+        assert!(others.iter().all(|other| other.is_dir()));
+        assert_eq!(fs::read_dir(run.path()).unwrap().count(), others.len() + 1);
     }
 
     #[test]
