@@ -86,6 +86,9 @@ pub(crate) enum Command {
     /// Watch over the mounts of one `sluice mount`.
     #[command(hide = true)]
     MountGuard,
+    /// Run a container until standard input ends.
+    #[command(hide = true)]
+    ContainerKeeper(profile::ContainerKeeperArgs),
     /// Wait for the kernel while it mounts, on behalf of a process that serves what it asks for.
     #[command(hide = true)]
     MountHelper,

@@ -12,7 +12,7 @@ use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_format::merge::merge;
 use sluice_format::{ChainId, DiffId, Limits, Profile};
 use sluice_storage::image::choice;
-use sluice_storage::profile::{self, ProfileStore, RecordedLayer, RecordingOptions};
+use sluice_storage::profile::{self, ProfileStore, RecordedLayer, Recording, RecordingOptions};
 use sluice_storage::{
     Cache, Fetcher, Lane, LayerMode, LazyImage, LazyLayer, ManifestName, PlainLayer, PlainLayerOptions,
     Platform, ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage, StreamProgress, Timeline,
@@ -22,7 +22,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 /// Readahead window of a mount that is not complete: a wider one fetches chunks that nobody reads, because the window of
 /// a page fault is centred on the fault.
-const READ_AHEAD_KIB: u32 = 64;
+pub(crate) const READ_AHEAD_KIB: u32 = 64;
 
 /// Readahead window when nearly every chunk is on this host: little is fetched in vain, wide requests cost least, and the
 /// page cache gets large folios (random 4 KiB reads then run at the speed of ext4, at 0.95 of it with the small window).
@@ -31,6 +31,17 @@ const READ_AHEAD_COMPLETE_KIB: u32 = 1024;
 /// One missing chunk in this many counts as complete: chunks of tar headers and padding only are never read.
 const COMPLETE_SHARE: usize = 50;
 
+/// What is done about the starts of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Starts {
+    /// Nothing.
+    Ignored,
+    /// The profile of earlier ones is replayed, and what a start teaches is kept by itself.
+    Learnt,
+    /// The profile of earlier ones is replayed. Reads of all layers come by, and whoever opened the image keeps what is recorded.
+    Watched,
+}
+
 /// What an image is opened with.
 #[derive(Clone, Debug)]
 pub(crate) struct Opener {
@@ -38,8 +49,8 @@ pub(crate) struct Opener {
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) policy: ReadPolicy,
     pub(crate) timeline: Option<Arc<Timeline>>,
-    /// Whether starts are recorded and replayed.
-    pub(crate) uses_profiles: bool,
+    /// What is done about starts.
+    pub(crate) starts: Starts,
     /// Which layers come whole.
     pub(crate) layers: LayerMode,
     /// Told of layers that have no index and are streamed.
@@ -56,6 +67,8 @@ pub(crate) struct OpenImage {
     pub(crate) planned_chunks: usize,
     /// Layers to be brought whole at once.
     pub(crate) whole: Vec<Arc<PlainLayer>>,
+    /// The profile of earlier starts.
+    pub(crate) known: Option<Profile>,
     recording: Option<JoinHandle<()>>,
     recorder: Option<Arc<Recorder>>,
 }
@@ -85,7 +98,7 @@ impl Opener {
         let image = image?;
         self.done("indexes loaded");
         let recorder = self
-            .uses_profiles
+            .uses_profiles()
             .then(|| recorder(&image, self.observed(&image)));
         let layers = self.plain_layers(&image, recorder.as_ref(), known.is_some());
         let planned_chunks = known.as_ref().map_or(0, |known| replay(known, &image, &layers));
@@ -101,13 +114,15 @@ impl Opener {
         self.done("tree written");
         let recording = recorder
             .clone()
-            .map(|recorder| tokio::spawn(keep(recorder, known, store)));
+            .filter(|_| self.starts == Starts::Learnt)
+            .map(|recorder| tokio::spawn(keep(recorder, known.clone(), store)));
         Ok(OpenImage {
             image,
             tree_file,
             layers,
             planned_chunks,
             whole,
+            known,
             recording,
             recorder,
         })
@@ -125,7 +140,7 @@ impl Opener {
         resolved: &ResolvedImage,
         store: ProfileStore,
     ) -> Option<Profile> {
-        if !self.uses_profiles {
+        if !self.uses_profiles() {
             return None;
         }
         let image_id = resolved.image_id();
@@ -142,10 +157,14 @@ impl Opener {
         .await
     }
 
-    /// Of each layer, whether its reads come by: the kernel reads the file of a whole layer by itself.
+    fn uses_profiles(&self) -> bool {
+        self.starts != Starts::Ignored
+    }
+
+    /// Of each layer, whether its reads come by: the kernel usually reads the file of a whole layer by itself.
     fn observed<'a>(&'a self, image: &'a LazyImage) -> impl Iterator<Item = bool> + 'a {
         let layers = image.layers.iter();
-        layers.map(|layer| !self.cache.layer(&layer.index).is_whole())
+        layers.map(|layer| self.starts == Starts::Watched || !self.cache.layer(&layer.index).is_whole())
     }
 
     fn plain_layers(
@@ -182,6 +201,11 @@ impl OpenImage {
         let missing = self.layers.iter().map(|layer| layer.missing_chunks()).sum();
         let chunks = |layer: &LazyLayer| layer.index.chunks.chunks().len();
         (missing, self.image.layers.iter().map(chunks).sum())
+    }
+
+    /// What records this start.
+    pub(crate) fn recorder(&self) -> Option<Arc<Recorder>> {
+        self.recorder.clone()
     }
 
     /// Ends the recording, if it has not ended by itself, and waits until it is kept.
@@ -253,15 +277,25 @@ pub(crate) async fn keep(recorder: Arc<Recorder>, known: Option<Profile>, store:
         plain_len = recording.plain_len(),
         "a start was recorded"
     );
+    if let Err(error) = learn(recording, known, store).await {
+        tracing::warn!(%error, "the profile of a start was not kept");
+    }
+}
+
+/// Keeps what a start has taught beside what is known.
+///
+/// # Errors
+/// When the profile cannot be written.
+pub(crate) async fn learn(
+    recording: Recording,
+    known: Option<Profile>,
+    store: ProfileStore,
+) -> anyhow::Result<()> {
     let kept = spawn_blocking(move || match profile::merge(known.as_ref(), &recording)? {
         Some(better) => store.save(&better),
         None => Ok(()),
     });
-    match kept.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::warn!(%error, "the profile of a start was not kept"),
-        Err(error) => tracing::warn!(%error, "the profile of a start was not kept"),
-    }
+    Ok(kept.await??)
 }
 
 /// The image tree is written anew at every mount: merging takes milliseconds, and a tree file that was damaged on disk is

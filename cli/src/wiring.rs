@@ -1,7 +1,9 @@
 //! Puts the concrete parts together: runtime, registries, sources, and the directories of this host.
 
 use std::future::Future;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +31,9 @@ const SHUTDOWN_WAIT: Duration = Duration::from_secs(2);
 
 /// Name of Sluice's directories below those of the system or the user.
 const DIRECTORY: &str = "sluice";
+
+/// Exit codes of a shell for commands that a signal ended begin here.
+const SIGNALLED: i32 = 128;
 
 /// The work was ended by a signal, not by a failure.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +77,15 @@ pub(crate) fn run<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::R
     });
     runtime.shutdown_timeout(SHUTDOWN_WAIT);
     result
+}
+
+/// Ends as another process did.
+pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status
+        .code()
+        .or_else(|| Some(SIGNALLED + status.signal()?))
+        .and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// The signals by which a terminal or a service manager asks a process to end.

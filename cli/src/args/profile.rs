@@ -18,6 +18,9 @@ pub(crate) struct ProfileArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ProfileCommand {
+    /// Start a container of an image on this host and keep what its start reads, so that the first start on every other host has it in time.
+    /// Ends the container at the first quiet point. Needs runc.
+    Record(ProfileRecordArgs),
     /// Show what starts of an image read, in order and time.
     Show(ProfileOfArgs),
     /// Write the profile of an image to a file.
@@ -84,6 +87,40 @@ pub(crate) struct ProfileOfArgs {
     pub(crate) image: ProfileName,
     #[command(flatten)]
     pub(crate) store: ProfileStoreArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ProfileRecordArgs {
+    /// Image: docker:// or oci:.
+    pub(crate) image: ImageName,
+    /// Arguments for the image's entry point. Default: those of the image (Cmd).
+    #[arg(last = true, value_name = "ARG")]
+    pub(crate) arguments: Vec<String>,
+    /// Environment variable of the container; may be repeated.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+    /// Give the container the network of this host. Default: it has none.
+    #[arg(long)]
+    pub(crate) net_host: bool,
+    /// Attach the profile to the image in its repository, as `sluice profile push` does.
+    #[arg(long)]
+    pub(crate) push: bool,
+    /// Directory of run-time state. Default: /run/sluice.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) run_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: ProfileStoreArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(crate) struct ContainerKeeperArgs {
+    /// Whether this is the first process of its PID namespace.
+    #[arg(long)]
+    pub(crate) inner: bool,
+    /// Directory of the bundle.
+    pub(crate) directory: PathBuf,
+    /// Name of the container.
+    pub(crate) id: String,
 }
 
 #[derive(Debug, ClapArgs)]

@@ -21,6 +21,7 @@ mod umount;
 use std::process::ExitCode;
 
 use crate::args::{Args, Command};
+use crate::container;
 use crate::wiring::Interrupted;
 
 /// Exit code of a shell for a command that SIGINT ended.
@@ -39,7 +40,6 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Cat(args) => cat::run(&args),
         Command::Mount(args) => mount::run(&args),
         Command::Umount(args) => umount::run(&args),
-        Command::Profile(args) => profile::run(&args),
         Command::Cache(args) => cache::run(&args),
         Command::Supervise(args) => return supervise::run(args),
         Command::Supervised(args) => return supervise::become_command(&args),
@@ -47,6 +47,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::Pull(args) => pull::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Install(args) => install::run(&args),
+        Command::Profile(args) => profile::run(&args),
+        Command::ContainerKeeper(args) if args.inner => return container::keep(&args.directory, &args.id),
+        Command::ContainerKeeper(args) => return container::keep_apart(&args.directory, &args.id),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
         Command::MountHelper => Ok(sluice_fuse::run_mount_helper()?),
     };

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
 use crate::args::{FrontArg, MountArgs};
-use crate::open_image::{OpenImage, Opener, read_ahead_kib};
+use crate::open_image::{OpenImage, Opener, Starts, read_ahead_kib};
 use crate::progress::Bars;
 use crate::wiring::{EndSignals, Interrupted};
 use crate::{output, wiring};
@@ -108,7 +108,11 @@ fn opener(
         fetcher: Fetcher::new(counters.clone()),
         policy: read_policy(args),
         timeline,
-        uses_profiles: !args.no_profile,
+        starts: if args.no_profile {
+            Starts::Ignored
+        } else {
+            Starts::Learnt
+        },
         layers: args.layers,
         progress: Arc::new(progress),
     })

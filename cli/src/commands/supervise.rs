@@ -1,16 +1,12 @@
 //! `sluice supervise`, and the hidden `sluice supervised` that it starts.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 
 use anyhow::Context as _;
 
 use crate::args::supervise::{SuperviseArgs, SupervisedArgs};
 use crate::supervise::{self, Options};
 use crate::wiring;
-
-/// Exit codes of a shell for commands that a signal ended begin here.
-const SIGNALLED: i32 = 128;
 
 pub(super) fn run(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
     let run_dir = args.run_dir.unwrap_or_else(wiring::default_run_dir);
@@ -20,15 +16,7 @@ pub(super) fn run(args: SuperviseArgs) -> anyhow::Result<ExitCode> {
         stop_timeout: args.stop_timeout,
     };
     let status = supervise::run(options, &run_dir)?;
-    Ok(status.map_or(ExitCode::SUCCESS, exit_code))
-}
-
-fn exit_code(status: ExitStatus) -> ExitCode {
-    let code = status
-        .code()
-        .or_else(|| Some(SIGNALLED + status.signal()?))
-        .and_then(|code| u8::try_from(code).ok());
-    code.map_or(ExitCode::FAILURE, ExitCode::from)
+    Ok(status.map_or(ExitCode::SUCCESS, wiring::exit_code))
 }
 
 pub(super) fn become_command(args: &SupervisedArgs) -> anyhow::Result<ExitCode> {

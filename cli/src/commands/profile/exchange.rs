@@ -4,24 +4,24 @@ use anyhow::Context as _;
 use serde_json::json;
 use sluice_format::{Limits, Profile};
 use sluice_storage::profile::{fetch_profile, push_profile};
-use sluice_storage::{Repository, ResolvedImage};
+use sluice_storage::{ImageName, Repository, ResolvedImage};
 
 use super::{load, resolve, show, store};
-use crate::args::profile::ProfileImageArgs;
+use crate::args::profile::{ProfileImageArgs, ProfileStoreArgs};
 use crate::{output, wiring};
 
-pub(super) fn push(args: &ProfileImageArgs) -> anyhow::Result<()> {
-    let store = store(args.store.cache.as_deref())?;
+pub(super) fn push(image: &ImageName, args: &ProfileStoreArgs) -> anyhow::Result<()> {
+    let store = store(args.cache.as_deref())?;
     let (resolved, profile, artifact) = wiring::run(async {
-        let (repository, resolved) = resolve(&args.image, &args.store).await?;
-        let profile = load(&store, &resolved.image_id(), &args.image.to_string())?;
+        let (repository, resolved) = resolve(image, args).await?;
+        let profile = load(&store, &resolved.image_id(), &image.to_string())?;
         let subject = resolved.descriptor();
         let artifact = push_profile(repository.as_ref(), &subject, &profile, &wiring::now()).await?;
         Ok((resolved, profile, artifact))
     })?;
-    if args.store.common.json {
+    if args.common.json {
         return output::json(&json!({
-            "image": args.image.to_string(),
+            "image": image.to_string(),
             "image_id": resolved.image_id().to_string(),
             "manifest_digest": resolved.manifest.digest.to_string(),
             "artifact_digest": artifact.to_string(),
@@ -29,8 +29,7 @@ pub(super) fn push(args: &ProfileImageArgs) -> anyhow::Result<()> {
         }));
     }
     output::line(format!(
-        "the profile of {} ({}) is attached to {} as {artifact}",
-        args.image,
+        "the profile of {image} ({}) is attached to {} as {artifact}",
         show::extent(&profile),
         resolved.manifest.digest
     ))

@@ -2,6 +2,7 @@
 
 mod exchange;
 mod files;
+mod record;
 mod show;
 mod stored;
 
@@ -17,10 +18,11 @@ use crate::wiring;
 
 pub(super) fn run(args: &ProfileArgs) -> anyhow::Result<()> {
     match &args.command {
+        ProfileCommand::Record(args) => record::run(args),
         ProfileCommand::Show(args) => show::run(args),
         ProfileCommand::Export(args) => stored::export(args),
         ProfileCommand::Import(args) => stored::import(args),
-        ProfileCommand::Push(args) => exchange::push(args),
+        ProfileCommand::Push(args) => exchange::push(&args.image, &args.store),
         ProfileCommand::Pull(args) => exchange::pull(args),
         ProfileCommand::Ls(args) => stored::list(args),
         ProfileCommand::Rm(args) => stored::remove(args),
@@ -57,8 +59,8 @@ fn image_id(name: &ProfileName, args: &ProfileStoreArgs) -> anyhow::Result<Diges
 fn load(store: &ProfileStore, image_id: &Digest, shown: &str) -> anyhow::Result<Profile> {
     store.load(image_id).with_context(|| {
         format!(
-            "there is no profile for {shown} on this host yet: mount it once and let it start, or take one with \
-             `sluice profile pull`"
+            "there is no profile for {shown} on this host yet: record a start with `sluice profile record`, mount it \
+             once and let it start, or take one with `sluice profile pull`"
         )
     })
 }
