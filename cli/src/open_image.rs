@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_format::merge::merge;
+use sluice_format::program::LibraryPlaces;
 use sluice_format::{ChainId, DiffId, Limits, Profile};
 use sluice_storage::image::choice;
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, Recording, RecordingOptions};
@@ -110,7 +111,8 @@ impl Opener {
             known.as_ref(),
             &self.fetcher,
         );
-        let tree_file = write_tree(&image.layers, &self.cache)?;
+        let (tree_file, libraries) = write_tree(&image.layers, &self.cache)?;
+        PlainLayer::know_libraries(&layers, libraries);
         self.done("tree written");
         let recording = recorder
             .clone()
@@ -300,7 +302,9 @@ pub(crate) async fn learn(
 
 /// The image tree is written anew at every mount: merging takes milliseconds, and a tree file that was damaged on disk is
 /// never mounted.
-pub(crate) fn write_tree(layers: &[LazyLayer], cache: &Cache) -> anyhow::Result<PathBuf> {
+///
+/// Also gives where the libraries of the image lie.
+pub(crate) fn write_tree(layers: &[LazyLayer], cache: &Cache) -> anyhow::Result<(PathBuf, LibraryPlaces)> {
     let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id).collect();
     let chain_id =
         ChainId::of_stack(&diff_ids).context("the image has no layers, so there is nothing to mount")?;
@@ -313,7 +317,8 @@ pub(crate) fn write_tree(layers: &[LazyLayer], cache: &Cache) -> anyhow::Result<
     };
     let devices: Vec<_> = layers.iter().map(slot).collect();
     let written = write_image(&tree, &devices)?;
-    Ok(cache.put_tree(&chain_id, &written.bytes)?)
+    let file = cache.put_tree(&chain_id, &written.bytes)?;
+    Ok((file, LibraryPlaces::of(&tree)))
 }
 
 /// The readahead window of a mount, in KiB, when `missing` of `chunks` are not on this host.

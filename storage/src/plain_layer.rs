@@ -9,17 +9,20 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sluice_format::DiffId;
+use sluice_format::program::LibraryPlaces;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use crate::fetch::libraries::{Libraries, ProgramLayer};
 use crate::fetch::readahead::{Foresight, Reading};
 use crate::fetch::{Claim, Lane, Source, WholeWhen, loader};
 use crate::read_policy::{Patience, ReadPolicy};
+use crate::sync::lock;
 use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
 
 /// Plain bytes that a start has read into the page cache at most.
@@ -68,7 +71,9 @@ pub struct PlainLayerOptions {
 pub struct PlainLayer {
     source: Arc<Source>,
     foresight: Foresight,
-    programs: loader::Programs,
+    programs: Arc<loader::Programs>,
+    /// Those of the image that was mounted last with this layer in it.
+    libraries: Mutex<Option<Arc<Libraries>>>,
     runtime: Handle,
     /// The file that the kernel was given, which is kept for it as long as this layer lives.
     complete: OnceLock<CompleteFile>,
@@ -96,7 +101,8 @@ impl PlainLayer {
         Arc::new(Self {
             foresight: Foresight::new(source.index.clone()),
             source,
-            programs: loader::Programs::default(),
+            programs: Arc::default(),
+            libraries: Mutex::default(),
             runtime: Handle::current(),
             complete: OnceLock::new(),
             options,
@@ -186,6 +192,20 @@ impl PlainLayer {
         self.want_ahead(ahead);
         self.foresee_program(plain.start, &bytes);
         Some(bytes)
+    }
+
+    /// Says where the libraries of an image lie that consists of these layers, lowest first, so that those come that a program needs when it is
+    /// opened.
+    pub fn know_libraries(layers: &[Arc<Self>], places: LibraryPlaces) {
+        let layer = |layer: &Arc<Self>| ProgramLayer {
+            source: Arc::downgrade(&layer.source),
+            programs: layer.programs.clone(),
+        };
+        let libraries = Libraries::new(places, layers.iter().map(layer).collect());
+        let libraries = Arc::new(libraries);
+        for layer in layers {
+            *lock(&layer.libraries) = Some(libraries.clone());
+        }
     }
 
     /// Says that chunks will be fetched for another reason, such as a profile: that a reader touches them tells nothing new.
@@ -347,9 +367,9 @@ impl PlainLayer {
             return;
         }
         if let Some(program) = self.programs.meet(plain_off, head) {
-            let source = self.source.clone();
+            let (source, libraries) = (self.source.clone(), lock(&self.libraries).clone());
             self.runtime
-                .spawn(loader::fetch_ahead(source, plain_off, program));
+                .spawn(loader::fetch_ahead(source, libraries, plain_off, program));
         }
     }
 

@@ -13,7 +13,7 @@ use sluice_fuse::erofs_mount::ErofsMount;
 use sluice_fuse::trees::{ImageTree, OnlyTree};
 use sluice_fuse::{Front, Layer, MountHelper, Session, SessionOptions, mountinfo};
 use sluice_snapshotter::images::TreeRequest;
-use sluice_storage::{Cache, LazyLayer};
+use sluice_storage::{Cache, LazyLayer, PlainLayer};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -74,8 +74,10 @@ impl MountedTree {
     ) -> anyhow::Result<Self> {
         let began = Instant::now();
         let TreeMount { tree, stack, target } = request;
-        let tree_file = write_tree(stack, cache)?;
+        let (tree_file, libraries) = write_tree(stack, cache)?;
         let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
+        let plain: Vec<_> = leases.iter().map(|lease| lease.plain().clone()).collect();
+        PlainLayer::know_libraries(&plain, libraries);
         let whole_layers = count_whole(&leases);
         let read_ahead = Some(read_ahead(stack, &leases));
         let (shown, record) = match layers.front() {

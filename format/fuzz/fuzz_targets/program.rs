@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use libfuzzer_sys::fuzz_target;
-use sluice_format::program::{MAGIC, MOST_BYTES, Program};
+use sluice_format::program::{MAGIC, MOST_BYTES, Program, library_name};
 
 fuzz_target!(|input: &[u8]| {
     let [cut, rest @ ..] = input else { return };
@@ -21,6 +21,11 @@ fuzz_target!(|input: &[u8]| {
     check(&program.table_ranges(sections));
     check(&program.table_ranges(&head));
     for sections in [sections, &head] {
+        if let Some(needed) = program.needed(sections) {
+            assert!(needed.dynamic().start <= needed.dynamic().end);
+            check(&needed.names(&program, sections));
+            let _ = library_name(sections);
+        }
         let Some(constructors) = program.constructors(sections) else {
             continue;
         };

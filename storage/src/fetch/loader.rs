@@ -2,21 +2,27 @@
 //!
 //! A program shows itself when its first page is read: the magic number stands at the beginning of the range. Its headers tell where the
 //! patched data and the section headers lie, and those tell where relocations and symbols lie, and constructors, whose code tells what they touch. All of that is wanted in the
-//! readahead lane at once, while the loader is still at the first of its dependencies. See [`sluice_format::program`].
+//! readahead lane at once, while the loader is still at the first of its dependencies. So are the libraries that it names, and what those name, if the image is
+//! known to have them. See [`sluice_format::program`].
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use bytes::BytesMut;
-use sluice_format::program::{Constructors, MAGIC, MOST_BYTES, Program};
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, OptionFuture};
+use sluice_format::program::{Constructors, MAGIC, MOST_BYTES, Program, library_name};
 
+use super::libraries::Libraries;
 use super::{Claim, Lane, Source};
 use crate::sync::lock;
 
 /// Programs remembered per layer, so that each is looked at once.
 const MOST_PROGRAMS: usize = 10_000;
 
+/// Bytes at the beginning of a library that hold its headers.
+const HEAD_LEN: u64 = 4096;
 /// Bytes of code that are looked at together.
 const PIECE_LEN: u64 = 256 << 10;
 /// Plain bytes that the constructors of one program may cause to be fetched: those of PyTorch's largest library touch 75 MB.
@@ -40,16 +46,55 @@ impl Programs {
     }
 }
 
-/// Has the parts of a program fetched that its loader will read. `plain_off` is where its file begins.
-pub(crate) async fn fetch_ahead(source: Arc<Source>, plain_off: u64, program: Program) {
-    want(&source, plain_off, program.data_ranges());
-    let sections = in_layer(&source, plain_off, program.sections());
-    if let Some(bytes) = gather(&source, sections).await {
-        want(&source, plain_off, program.table_ranges(&bytes));
-        if let Some(constructors) = program.constructors(&bytes) {
-            follow(&source, plain_off, Arc::new(constructors)).await;
-        }
+/// Has the parts of a program fetched that its loader will read, and those of the libraries that it needs. `plain_off` is where its file begins.
+pub(crate) fn fetch_ahead(
+    source: Arc<Source>,
+    libraries: Option<Arc<Libraries>>,
+    plain_off: u64,
+    program: Program,
+) -> BoxFuture<'static, ()> {
+    async move {
+        want(&source, plain_off, program.data_ranges());
+        let sections = in_layer(&source, plain_off, program.sections());
+        let Some(sections) = gather(&source, sections).await else {
+            return;
+        };
+        want(&source, plain_off, program.table_ranges(&sections));
+        let constructors = program.constructors(&sections).map(Arc::new);
+        let follow = OptionFuture::from(constructors.map(|found| follow(&source, plain_off, found)));
+        let look = OptionFuture::from(
+            libraries.map(|libraries| look_for(&source, libraries, plain_off, &program, &sections)),
+        );
+        tokio::join!(follow, look);
     }
+    .boxed()
+}
+
+/// Has the libraries fetched that a program needs and that were not met before.
+async fn look_for(
+    source: &Arc<Source>,
+    libraries: Arc<Libraries>,
+    plain_off: u64,
+    program: &Program,
+    sections: &[u8],
+) -> Option<()> {
+    let needed = program.needed(sections)?;
+    let dynamic = gather(source, in_layer(source, plain_off, needed.dynamic())).await?;
+    for name in needed.names(program, &dynamic) {
+        let bytes = gather(source, in_layer(source, plain_off, name)).await?;
+        let found = library_name(&bytes).and_then(|name| libraries.find(name));
+        let Some((source, programs, library_off)) = found else {
+            continue;
+        };
+        let libraries = libraries.clone();
+        tokio::spawn(async move {
+            let head = gather(&source, in_layer(&source, library_off, 0..HEAD_LEN)).await?;
+            let library = programs.meet(library_off, &head)?;
+            fetch_ahead(source, Some(libraries), library_off, library).await;
+            Some(())
+        });
+    }
+    Some(())
 }
 
 /// Has fetched what constructors touch. Ends early when something cannot be had.

@@ -22,6 +22,7 @@ mod coalesce;
 mod decode;
 mod lane;
 mod latency;
+pub(crate) mod libraries;
 pub(crate) mod loader;
 mod pace;
 pub(crate) mod readahead;

@@ -1,6 +1,6 @@
 //! One upstream: its board, how much of it may be under way, and how quick it is.
 //!
-//! [`Upstream::request`] puts wishes on the board and starts transfers for them; a transfer that ends starts the next. So there is no task that
+//! [`Upstream::claim`] puts wishes on the board and starts transfers for them; a transfer that ends starts the next. So there is no task that
 //! schedules: whoever changes something also sees to it that the best work is under way. Several layers, images and readers share one
 //! upstream, and its lock is held for map operations only.
 

@@ -5,8 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use sluice_format::inode::Attributes;
+use sluice_format::program::LibraryPlaces;
+use sluice_format::tree::{Extent, ExtentSource, FileContent};
+use sluice_format::{EntryName, Node, NodeId, NodeKind, Tree};
 use sluice_storage::testing::{Fault, SampleLayer, Times};
-use sluice_storage::{PlainLayerOptions, ReadObserver};
+use sluice_storage::{PlainLayer, PlainLayerOptions, ReadObserver};
 use tokio::time::sleep;
 
 use crate::bench::{Bench, settle};
@@ -110,6 +114,80 @@ fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
     }
     let range = |(file_off, len)| file_off..file_off + len;
     tables.into_iter().map(range).collect()
+}
+
+/// A tree with files and links in its root directory. Each file is known by where its first byte lies in the one layer.
+fn tree_of(files: &[(&str, u64)], links: &[(&str, &str)]) -> Tree {
+    let file = |plain_off| {
+        NodeKind::Regular(FileContent {
+            size: 512,
+            extents: vec![Extent {
+                file_off: 0,
+                len: 512,
+                source: ExtentSource::Plain { device: 1, plain_off },
+            }],
+        })
+    };
+    let files = files.iter().map(|(name, plain_off)| (*name, file(*plain_off)));
+    let links = links
+        .iter()
+        .map(|(name, target)| (*name, NodeKind::Symlink(target.as_bytes().to_vec())));
+    let mut tree = Tree::new();
+    for (name, kind) in files.chain(links) {
+        let attributes = Attributes::default();
+        let id = tree.add(Node { kind, attributes });
+        let name = EntryName::new(name.as_bytes()).expect("a name");
+        let root = tree.directory_mut(NodeId::ROOT).expect("a root");
+        root.entries.insert(name, id);
+    }
+    tree
+}
+
+/// bash needs libtinfo, which needs libc, as everything does.
+#[tokio::test(start_paused = true)]
+async fn libraries_come_when_the_head_of_a_program_that_needs_them_is_read() {
+    const CHUNK_LEN: usize = 8 << 10;
+    const LIBRARIES: &str = "/lib/x86_64-linux-gnu";
+    const APART: usize = 1 << 20;
+    let mut plain = Vec::new();
+    let mut place = |path: &str| {
+        // Far enough from the file before that none comes along with its neighbour.
+        let at = (plain.len() + APART).next_multiple_of(512);
+        plain.resize(at, 0x55);
+        plain.extend(std::fs::read(path).unwrap_or_else(|error| panic!("{path}: {error}")));
+        at
+    };
+    let names = ["libtinfo.so.6", "libc.so.6", "libm.so.6"];
+    let program = place("/bin/bash");
+    let libraries = names.map(|name| place(&format!("{LIBRARIES}/{name}")));
+    plain.resize(plain.len().next_multiple_of(512) + 1024, 0);
+    let [tinfo, libc, other] = libraries;
+    let files = [
+        ("libtinfo.so.6.4", tinfo as u64),
+        ("libc.so.6", libc as u64),
+        ("libm.so.6", other as u64),
+    ];
+    let tree = tree_of(&files, &[("libtinfo.so.6", "libtinfo.so.6.4")]);
+    let bench = Bench::of(SampleLayer::of_plain(plain, CHUNK_LEN, 0));
+    let layer = bench.layer();
+    PlainLayer::know_libraries(std::slice::from_ref(&layer), LibraryPlaces::of(&tree));
+    let head = |at: usize| at as u64..at as u64 + 4096;
+    layer.read(head(program)).await.expect("the head is read");
+    settle().await;
+    for library in [tinfo, libc] {
+        let elf = &bench.sample.plain[library..];
+        for table in loader_tables(elf) {
+            let plain = (library + table.start) as u64..(library + table.end) as u64;
+            assert!(
+                layer.read_cached(plain).is_some(),
+                "{table:?} of the library at {library}"
+            );
+        }
+    }
+    assert!(
+        layer.read_cached(head(other)).is_none(),
+        "a library that nothing needs"
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -61,21 +61,23 @@ fn kill_often(keeper: Keeper, release: Release) -> Result<(Host, String)> {
     Ok((host, done))
 }
 
-fn containers_do_not_notice_kills(release: Release) -> Result<()> {
+fn containers_do_not_notice_kills(release: Release) -> Result<String> {
     let (mut host, done) = kill_often(Keeper::Supervisor, release)?;
-    println!("{done}");
     host.finish()?;
-    host.end()
+    host.end()?;
+    Ok(done)
 }
 
 #[test]
 fn privileged_containers_of_containerd_1_do_not_notice_kills() -> Result<()> {
-    containers_do_not_notice_kills(Release::One)
+    println!("{}", containers_do_not_notice_kills(Release::One)?);
+    Ok(())
 }
 
 #[test]
 fn privileged_containers_of_containerd_2_do_not_notice_kills() -> Result<()> {
-    containers_do_not_notice_kills(Release::Two)
+    println!("{}", containers_do_not_notice_kills(Release::Two)?);
+    Ok(())
 }
 
 #[test]
@@ -96,15 +98,23 @@ fn privileged_containers_do_not_notice_kills_under_systemd() -> Result<()> {
 
 #[test]
 fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd_1() -> Result<()> {
-    containers_do_not_notice_upgrades_nor_restarts(Release::One)
+    println!(
+        "{}",
+        containers_do_not_notice_upgrades_nor_restarts(Release::One)?
+    );
+    Ok(())
 }
 
 #[test]
 fn privileged_containers_do_not_notice_upgrades_nor_restarts_of_containerd_2() -> Result<()> {
-    containers_do_not_notice_upgrades_nor_restarts(Release::Two)
+    println!(
+        "{}",
+        containers_do_not_notice_upgrades_nor_restarts(Release::Two)?
+    );
+    Ok(())
 }
 
-fn containers_do_not_notice_upgrades_nor_restarts(release: Release) -> Result<()> {
+fn containers_do_not_notice_upgrades_nor_restarts(release: Release) -> Result<String> {
     let mut host = Host::start(Keeper::Supervisor, release, SMALL_CACHE)?;
     host.work_all()?;
     let mut gaps = Vec::new();
@@ -127,7 +137,7 @@ fn containers_do_not_notice_upgrades_nor_restarts(release: Release) -> Result<()
             .restart()?;
         host.ensure_going_on()?;
     }
-    println!(
+    let done = format!(
         "{UPGRADES} upgrades, median pause {:?}",
         host.median_pause(&gaps)?
     );
@@ -138,7 +148,8 @@ fn containers_do_not_notice_upgrades_nor_restarts(release: Release) -> Result<()
         host.log()
     );
     host.finish()?;
-    host.end()
+    host.end()?;
+    Ok(done)
 }
 
 #[test]
