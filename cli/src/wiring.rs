@@ -41,7 +41,7 @@ const SIGNALLED: i32 = 128;
 pub(crate) struct Interrupted;
 
 /// This program, even after its file was replaced.
-const THIS_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Hidden command of the process that waits for mounts.
 const MOUNT_HELPER: &str = "mount-helper";

@@ -19,13 +19,10 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
 use super::private_mounts;
-use crate::wiring::exit_code;
+use crate::wiring::{THIS_PROGRAM, exit_code};
 
 /// The OCI runtime.
 const RUNC: &str = "runc";
-
-/// This program, even after its file was replaced.
-pub(super) const THIS_PROGRAM: &str = "/proc/self/exe";
 
 /// Hidden command of the keeper.
 pub(super) const KEEPER: &str = "container-keeper";

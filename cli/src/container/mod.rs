@@ -16,10 +16,11 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::geteuid;
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 
 pub(crate) use self::keeper::{keep, keep_apart};
 pub(crate) use self::spec::RunConfig;
+use crate::wiring::THIS_PROGRAM;
 
 /// Name of a bundle's description, which the OCI runtime spec gives.
 const CONFIG: &str = "config.json";
@@ -63,6 +64,8 @@ fn private_mounts() -> anyhow::Result<()> {
 #[derive(Debug)]
 pub(crate) struct Container {
     keeper: Child,
+    /// Standard input of the keeper: when it ends, nobody wants the container.
+    wanted: Option<ChildStdin>,
 }
 
 impl Container {
@@ -82,7 +85,7 @@ impl Container {
         spec::spec(config, options, &root)?
             .save(&bundle)
             .with_context(|| format!("writing {}", bundle.display()))?;
-        let mut keeper = Command::new(keeper::THIS_PROGRAM);
+        let mut keeper = Command::new(THIS_PROGRAM);
         keeper.arg(keeper::KEEPER).arg(directory);
         keeper.arg(format!("sluice-{}", std::process::id()));
         // Ctrl-C is for this process, which then removes the container.
@@ -90,8 +93,11 @@ impl Container {
             .stdin(Stdio::piped())
             .stdout(std::io::stderr())
             .process_group(0);
-        let keeper = keeper.spawn().context("starting the keeper of the container")?;
-        Ok(Self { keeper })
+        let mut keeper = keeper.spawn().context("starting the keeper of the container")?;
+        Ok(Self {
+            wanted: keeper.stdin.take(),
+            keeper,
+        })
     }
 
     /// Waits until the program of the container ends.
@@ -99,11 +105,7 @@ impl Container {
     /// # Errors
     /// When it cannot be waited for.
     pub(crate) async fn wait(&mut self) -> anyhow::Result<ExitStatus> {
-        // Waiting closes the standard input of a process, by which the keeper would know that nobody wants the container.
-        let wanted = self.keeper.stdin.take();
-        let status = self.keeper.wait().await.context("waiting for the container");
-        self.keeper.stdin = wanted;
-        status
+        self.keeper.wait().await.context("waiting for the container")
     }
 
     /// Kills what runs in it, and removes it.
@@ -111,7 +113,7 @@ impl Container {
     /// # Errors
     /// When it cannot be waited for. Why it could not be removed is told on standard error.
     pub(crate) async fn remove(mut self) -> anyhow::Result<()> {
-        drop(self.keeper.stdin.take());
+        drop(self.wanted.take());
         self.wait().await?;
         Ok(())
     }

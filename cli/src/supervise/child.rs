@@ -18,9 +18,7 @@ use nix::unistd::Pid;
 use rustix::process::{PidfdFlags, pidfd_open};
 
 use super::store::Store;
-
-/// This program, even after its file was replaced.
-const THIS_PROGRAM: &str = "/proc/self/exe";
+use crate::wiring::THIS_PROGRAM;
 
 /// Hidden command that becomes the supervised one.
 const BECOME: &str = "supervised";

@@ -185,16 +185,8 @@ fn target(address: u64, instruction: &[u8]) -> Option<(u64, bool)> {
 mod tests {
     use std::path::Path;
 
+    use super::super::sample::{OWN, read, slice};
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "real programs lie outside")]
-    fn read(path: impl AsRef<Path>) -> Vec<u8> {
-        std::fs::read(path).unwrap()
-    }
-
-    fn slice(bytes: &[u8], range: Range<u64>) -> &[u8] {
-        &bytes[range.start as usize..range.end as usize]
-    }
 
     /// The constructors of a program and where their code lies.
     fn found(bytes: &[u8]) -> (Constructors, Vec<Range<u64>>) {
@@ -213,7 +205,7 @@ mod tests {
     #[test]
     fn constructors_of_real_programs_are_found_with_what_they_call() {
         let library = Path::new("/usr/lib/x86_64-linux-gnu/libstdc++.so.6");
-        let own = Path::new("/proc/self/exe");
+        let own = Path::new(OWN);
         let programs = [own, library].into_iter().filter(|path| path.exists());
         for bytes in programs.map(read) {
             let (constructors, code) = found(&bytes);

@@ -168,23 +168,15 @@ fn last_part(path: &[u8]) -> Option<&[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::sample::{OWN, read, slice};
     use super::*;
     use crate::inode::Attributes;
     use crate::name::EntryName;
     use crate::tree::{Directory, Extent, Node, NodeId};
 
-    #[expect(clippy::disallowed_methods, reason = "the nearest real program is this test")]
-    fn own() -> Vec<u8> {
-        std::fs::read("/proc/self/exe").unwrap()
-    }
-
-    fn slice(bytes: &[u8], range: Range<u64>) -> &[u8] {
-        &bytes[range.start as usize..range.end as usize]
-    }
-
     #[test]
     fn a_real_program_tells_what_it_needs() {
-        let bytes = own();
+        let bytes = read(OWN);
         let program = Program::parse(&bytes[..4096]).expect("this test is a program");
         let needed = program
             .needed(slice(&bytes, program.sections()))
@@ -199,7 +191,7 @@ mod tests {
 
     #[test]
     fn lies_lead_nowhere() {
-        let bytes = own();
+        let bytes = read(OWN);
         let program = Program::parse(&bytes[..4096]).expect("this test is a program");
         assert!(program.needed(b"short").is_none());
         let needed = Needed {

@@ -143,22 +143,33 @@ fn bounded(ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
     cut.filter(|range| !range.is_empty()).collect()
 }
 
+/// Real programs for tests.
 #[cfg(test)]
-mod tests {
-    use super::*;
+mod sample {
+    use std::ops::Range;
+    use std::path::Path;
 
-    #[expect(clippy::disallowed_methods, reason = "the nearest real program is this test")]
-    fn own() -> Vec<u8> {
-        std::fs::read("/proc/self/exe").unwrap()
+    /// This test.
+    pub(super) const OWN: &str = "/proc/self/exe";
+
+    #[expect(clippy::disallowed_methods, reason = "real programs lie outside")]
+    pub(super) fn read(path: impl AsRef<Path>) -> Vec<u8> {
+        std::fs::read(path).unwrap()
     }
 
-    fn slice(bytes: &[u8], range: Range<u64>) -> &[u8] {
+    pub(super) fn slice(bytes: &[u8], range: Range<u64>) -> &[u8] {
         &bytes[range.start as usize..range.end as usize]
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::sample::{OWN, read, slice};
+    use super::*;
 
     #[test]
     fn the_tables_of_a_real_program_are_found() {
-        let bytes = own();
+        let bytes = read(OWN);
         let program = Program::parse(&bytes[..4096]).expect("this test is a program");
         let sections = program.sections();
         let tables = program.table_ranges(slice(&bytes, sections));
@@ -177,7 +188,7 @@ mod tests {
 
     #[test]
     fn other_files_and_short_heads_are_no_programs() {
-        let bytes = own();
+        let bytes = read(OWN);
         for head in [&b""[..], b"\x7fELF", b"#!/bin/sh\n", &bytes[..100], &[0xff; 4096]] {
             assert!(Program::parse(head).is_none());
         }
@@ -185,7 +196,7 @@ mod tests {
 
     #[test]
     fn lies_cost_no_more_than_the_bound() {
-        let bytes = own();
+        let bytes = read(OWN);
         let total = |ranges: Vec<Range<u64>>| ranges.iter().map(|range| range.end - range.start).sum::<u64>();
         let mut head = bytes[..4096].to_vec();
         for at in (0..head.len()).step_by(3) {
