@@ -12,6 +12,7 @@
 //! ```text
 //! server → helper   attributes of the mount, u32      + the context, configured
 //! helper → server   errno or 0, i32                   + the mount, when it is 0
+//! helper → server   0, i32                            when it has closed the mount that it has sent
 //! ```
 //!
 //! Each is one message of a sequenced-packet socket, in the byte order of the host. The end of the socket ends the helper.
@@ -36,6 +37,9 @@ use crate::guard::detach_from_terminal;
 
 /// Length of every message, in bytes.
 const MESSAGE_LEN: usize = 4;
+
+/// No error.
+const DONE: [u8; MESSAGE_LEN] = 0_i32.to_ne_bytes();
 
 /// The helper as its server sees it: one process, which is started again when it was killed. Dropping it ends it.
 #[derive(Debug)]
@@ -111,11 +115,15 @@ impl MountHelper {
         let answer = receive(helper.socket.as_fd())?;
         let ended = || io::Error::other("the mount helper was ended meanwhile; try again");
         let (errno, mount) = answer.ok_or_else(ended)?;
-        *running = Some(helper);
-        match (i32::from_ne_bytes(errno), mount) {
-            (0, Some(mount)) => Ok(mount),
-            (errno, _) => Err(io::Error::from_raw_os_error(errno)),
+        let Some(mount) = mount else {
+            *running = Some(helper);
+            return Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno)));
+        };
+        // A mount that the helper has open would be busy. One that has ended has closed it, too.
+        if let Ok(Some(_closed)) = receive(helper.socket.as_fd()) {
+            *running = Some(helper);
         }
+        Ok(mount)
     }
 }
 
@@ -150,17 +158,24 @@ pub fn run_mount_helper() -> Result<(), Error> {
             Some(context) => create_here(context.as_fd(), attributes),
             None => Err(rustix::io::Errno::BADF),
         };
-        let (errno, mount) = match &created {
-            Ok(mount) => (0, Some(mount.as_fd())),
-            Err(errno) => (errno.raw_os_error(), None),
-        };
-        match send(stdin.as_fd(), errno.to_ne_bytes(), mount) {
+        match answer(stdin.as_fd(), created) {
             // The server has not waited.
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            sent => sent.map_err(failed)?,
+            answered => answered.map_err(failed)?,
         }
     }
     Ok(())
+}
+
+fn answer(socket: BorrowedFd<'_>, created: rustix::io::Result<OwnedFd>) -> io::Result<()> {
+    match created {
+        Ok(mount) => {
+            send(socket, DONE, Some(mount.as_fd()))?;
+            drop(mount);
+            send(socket, DONE, None)
+        }
+        Err(errno) => send(socket, errno.raw_os_error().to_ne_bytes(), None),
+    }
 }
 
 /// Creates the mount of a configured context, in this process.

@@ -262,7 +262,8 @@ async fn unmount(mut mounted: MountedImage, place: &Place) -> anyhow::Result<()>
     let container = place.0.join(CONTAINER);
     let unmounted = spawn_blocking(move || {
         container::unmount(&container)?;
-        Ok(mounted.unmount(false)?)
+        // What the container has held is let go of some time after its end.
+        Ok(mounted.unmount(true)?)
     });
     unmounted.await?
 }
