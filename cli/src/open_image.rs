@@ -102,11 +102,7 @@ impl Opener {
             .uses_profiles()
             .then(|| recorder(&image, self.observed(&image)));
         let layers = self.plain_layers(&image, recorder.as_ref(), known.is_some());
-        let foreseen = match &known {
-            None if self.uses_profiles() => borrow(&image, &store).await,
-            known => known.clone(),
-        };
-        let planned_chunks = foreseen.map_or(0, |foreseen| replay(&foreseen, &image, &layers));
+        let planned_chunks = known.as_ref().map_or(0, |known| replay(known, &image, &layers));
         let shown = format!("{} ({name})", repository.location());
         let whole = choose_layers(
             self.layers,
@@ -251,21 +247,6 @@ pub(crate) fn recorder(image: &LazyImage, observed: impl Iterator<Item = bool>) 
     Recorder::new(image.image_id, layers.collect(), RecordingOptions::default())
 }
 
-/// What starts of other images demanded of the layers of an image that has no profile.
-pub(crate) async fn borrow(image: &LazyImage, store: &ProfileStore) -> Option<Profile> {
-    let (store, image_id) = (store.layers(), image.image_id);
-    let layers: Vec<DiffId> = image.layers.iter().map(|layer| layer.diff_id).collect();
-    let borrowed = spawn_blocking(move || store.borrow_for(image_id, &layers)).await;
-    borrowed.ok().flatten().inspect(|borrowed| {
-        tracing::debug!(
-            image = %image_id,
-            layers = borrowed.layers().len(),
-            plain_len = borrowed.plain_len(),
-            "a start without a profile borrows from starts of other images"
-        );
-    })
-}
-
 /// Has fetched what the last starts demanded, and read from the disk what of it is here; gives how many chunks that are. Each program
 /// of a start waits for the disk page by page, while this asks for all of it at once.
 pub(crate) fn replay(known: &Profile, image: &LazyImage, layers: &[Arc<PlainLayer>]) -> usize {
@@ -312,11 +293,9 @@ pub(crate) async fn learn(
     known: Option<Profile>,
     store: ProfileStore,
 ) -> anyhow::Result<()> {
-    let kept = spawn_blocking(move || {
-        if let Some(better) = profile::merge(known.as_ref(), &recording)? {
-            store.save(&better)?;
-        }
-        store.layers().learn(&recording)
+    let kept = spawn_blocking(move || match profile::merge(known.as_ref(), &recording)? {
+        Some(better) => store.save(&better),
+        None => Ok(()),
     });
     Ok(kept.await??)
 }

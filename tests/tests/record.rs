@@ -2,8 +2,7 @@
 //! it ends.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -21,6 +20,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Length of the files of the image.
 const FILE_LEN: u64 = 900_000;
 
+/// Reads one of two files, and then waits for work.
+const SERVE: &str = "cat /data/wanted > /dev/null; echo serving; exec sleep 600";
+
 /// An image with a shell that serves, and a host that has nothing of it.
 struct Host {
     scratch: Scratch,
@@ -34,7 +36,25 @@ impl Host {
         prerequisites::fuse()?;
         prerequisites::command("runc", "runc")?;
         let scratch = Scratch::new(name)?;
-        let original = write_image(&scratch, "source", "wanted")?;
+        let users = "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n";
+        let data = Layer::of([
+            Entry::file("etc/passwd", users),
+            Entry::generated("data/other", FILE_LEN, 1),
+            Entry::generated("data/wanted", FILE_LEN, 2),
+        ]);
+        let programs = [
+            shell()?,
+            program("/bin/cat", "bin/cat")?,
+            program("/bin/sleep", "bin/sleep")?,
+        ];
+        let image = ImageBuilder::new()
+            .layers(programs)
+            .layer(data)
+            .config("/config/Entrypoint", json!(["/bin/sh", "-c"]))
+            .config("/config/Cmd", json!([SERVE]))
+            .config("/config/User", json!("app"))
+            .write(&scratch.join("source"), "t")?;
+        let original = image.reference();
         Ok(Self { scratch, original })
     }
 
@@ -60,23 +80,6 @@ impl Host {
         Ok(files
             .filter_map(|file| file.as_str().map(str::to_owned))
             .collect())
-    }
-
-    /// Chunks that a mount of an image fetches ahead because starts are known.
-    fn expected_chunks(&self, image: &str) -> Result<u64> {
-        let target = self.scratch.join("target");
-        fs::create_dir_all(&target)?;
-        let mut command = sluice::command(["mount", image, "--json", "--cache", &self.path("cache")])?;
-        command
-            .arg("--run-dir")
-            .arg(self.scratch.join("run"))
-            .arg(&target);
-        let mut child = command.stdout(Stdio::piped()).spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().context("a pipe")?).read_line(&mut line)?;
-        process::end(&mut child, PATIENCE);
-        let ready = sluice::parse_json(&line)?;
-        ready["profile_chunks"].as_u64().with_context(|| line)
     }
 
     /// Checks that the start read the programs and one file of two.
@@ -133,30 +136,6 @@ impl Host {
 fn control_groups(pid: u32) -> Result<String> {
     let name = format!("sluice-{pid}");
     process::run(Command::new("find").args(["/sys/fs/cgroup", "-name", &name]))
-}
-
-/// An image that reads one of two files of its own, in a layer over programs that are always the same.
-fn write_image(scratch: &Scratch, directory: &str, read: &str) -> Result<String> {
-    let users = "root:x:0:0::/root:/bin/sh\napp:x:1000:1001::/:/bin/sh\n";
-    let data = Layer::of([
-        Entry::file("etc/passwd", users),
-        Entry::generated("data/other", FILE_LEN, 1),
-        Entry::generated(format!("data/{read}"), FILE_LEN, 2),
-    ]);
-    let programs = [
-        shell()?,
-        program("/bin/cat", "bin/cat")?,
-        program("/bin/sleep", "bin/sleep")?,
-    ];
-    let serve = format!("cat /data/{read} > /dev/null; echo serving; exec sleep 600");
-    let image = ImageBuilder::new()
-        .layers(programs)
-        .layer(data)
-        .config("/config/Entrypoint", json!(["/bin/sh", "-c"]))
-        .config("/config/Cmd", json!([serve]))
-        .config("/config/User", json!("app"))
-        .write(&scratch.join(directory), "t")?;
-    Ok(image.reference())
 }
 
 fn said(output: &Output) -> String {
@@ -258,19 +237,4 @@ fn privileged_a_killed_recording_leaves_no_container() -> Result<()> {
     host.ensure_nothing_left(child.id())?;
     process::run(&mut host.record(&host.original, &["--", "cat /data/wanted > /dev/null"])?)?;
     host.ensure_run_directory_empty()
-}
-
-#[test]
-fn privileged_a_new_image_borrows_what_starts_of_others_read_of_its_layers() -> Result<()> {
-    let host = Host::new("record-borrow")?;
-    let other = write_image(&host.scratch, "other-source", "necessary")?;
-    let lazy = sluice::convert(&other, &host.scratch.join("other"), "c", &[])?;
-    assert_eq!(host.expected_chunks(&lazy)?, 0);
-    process::run(&mut host.record(&host.original, &[])?)?;
-    let expected = host.expected_chunks(&lazy)?;
-    // A shell and two programs, with a library for all of them and a loader.
-    ensure!(expected >= 5, "only {expected} chunks are expected");
-    let listed = sluice::run(["profile", "ls", "--cache", &host.path("cache")])?;
-    assert_eq!(listed.lines().count(), 1, "{listed}");
-    Ok(())
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sluice_format::{DiffId, Digest, Profile};
+use sluice_format::{DiffId, Digest};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::{Cache, Fetcher, PlainLayer, ProfileStore, ReadObserver, Recorder};
 use tokio::task::spawn_blocking;
@@ -17,7 +17,7 @@ use tokio::task::spawn_blocking;
 use super::EngineOptions;
 use super::images::{ImageKey, Loaded, LoadedImages};
 use super::layers::{LayerLease, ServedLayer, ServedLayers};
-use crate::open_image::{borrow, keep, recorder, replay};
+use crate::open_image::{keep, recorder, replay};
 
 /// A start that has not got quiet by then is not one: nobody reads, or nobody stops reading.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -127,9 +127,7 @@ impl Starts {
 
     /// An image is pulled, and a container of it is likely to follow at once: what that will read is fetched as soon as it is known.
     pub(super) async fn expect(self: Arc<Self>, image: Arc<Loaded>) {
-        let store = ProfileStore::new(self.cache.path());
-        let known = image.profile(store.clone()).await;
-        let Some(known) = foreseen(&image, known.as_ref(), &store).await else {
+        let Some(known) = image.profile(ProfileStore::new(self.cache.path())).await else {
             return;
         };
         let (layers, image_id) = (self.layers.clone(), image.image.image_id);
@@ -186,8 +184,9 @@ impl Starts {
         let before = self.fetcher.counters().stats().stored_bytes;
         let store = ProfileStore::new(self.cache.path());
         let known = image.profile(store.clone()).await;
-        let foreseen = foreseen(image, known.as_ref(), &store).await;
-        let planned = foreseen.map_or(0, |foreseen| replay(&foreseen, &image.image, &plain(served)));
+        let planned = known
+            .as_ref()
+            .map_or(0, |known| replay(known, &image.image, &plain(served)));
         // A start that takes too long is recorded as far as it came.
         let _ = tokio::time::timeout(LONGEST, start.recorder.ended()).await;
         for layer in served {
@@ -209,14 +208,6 @@ impl Starts {
         if !recording.is_empty() {
             keep(start.recorder.clone(), known, store).await;
         }
-    }
-}
-
-/// What a start will read: what earlier ones of the image did, or what other images did of its layers.
-async fn foreseen(image: &Loaded, known: Option<&Profile>, store: &ProfileStore) -> Option<Profile> {
-    match known {
-        Some(known) => Some(known.clone()),
-        None => borrow(&image.image, store).await,
     }
 }
 

@@ -2,14 +2,13 @@
 //!
 //! A [`Recorder`] watches one start: the engine tells it every chunk that a reader demands, and it stops by itself at a quiet
 //! point. [`merge()`] lays the [`Recording`] over what earlier starts left and lets go of what is no longer demanded. The
-//! [`ProfileStore`] keeps one [`Profile`](sluice_format::Profile) per image ID in the cache directory, and [`LayerProfiles`] one per layer, from which an image without
-//! borrows; `artifact` publishes a profile beside the image and finds it there. [`plan()`] turns a profile into chunks of the image as it is cut here.
+//! [`ProfileStore`] keeps one [`Profile`](sluice_format::Profile) per image ID in the cache directory; `artifact` publishes it
+//! beside the image and finds it there. [`plan()`] turns a profile into chunks of the image as it is cut here.
 //!
 //! A profile is a hint from whoever can write to the repository: it names chunks of the image and nothing else, so a wrong one
 //! fetches in vain and never shows a wrong byte. Nothing here fetches layer bytes, and nothing here fails a mount.
 
 mod artifact;
-mod layers;
 mod merge;
 mod plan;
 mod recorder;
@@ -17,7 +16,6 @@ mod recording;
 mod store;
 
 pub use self::artifact::{fetch_profile, find_profile, push_profile};
-pub use self::layers::LayerProfiles;
 pub use self::merge::merge;
 pub use self::plan::{PlannedChunk, plan};
 pub use self::recorder::{RecordedLayer, Recorder, RecordingOptions, Waiting};

@@ -70,19 +70,6 @@ impl Recording {
         self.end
     }
 
-    /// What was demanded of each layer, as if it were an image. Layers of which nothing is told are left out.
-    pub(super) fn each_layer(&self) -> impl Iterator<Item = Self> {
-        let told = self
-            .layers
-            .iter()
-            .filter(|layer| layer.observed && !layer.touches.is_empty());
-        told.map(|layer| Self {
-            image_id: layer.diff_id.0,
-            end: self.end,
-            layers: vec![layer.clone()],
-        })
-    }
-
     /// Whether nothing was demanded.
     pub fn is_empty(&self) -> bool {
         self.layers.iter().all(|layer| layer.touches.is_empty())

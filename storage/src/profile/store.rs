@@ -2,7 +2,6 @@
 //!
 //! ```text
 //! profiles/sha256/<image ID>     the profile document
-//! profiles/layers/…              see [`LayerProfiles`]
 //! ```
 //!
 //! A file is replaced by rename, so readers see the old profile or the new one; of two processes that save at the same time
@@ -18,8 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sluice_format::{Digest, Limits, Profile};
-
-use super::layers::LayerProfiles;
 
 use crate::{Error, ErrorKind};
 
@@ -48,24 +45,11 @@ pub struct StoredProfile {
 impl ProfileStore {
     /// The store in a cache directory, which need not exist yet.
     pub fn new(cache_dir: &Path) -> Self {
-        Self::in_directory(cache_dir.join("profiles").join("sha256"))
-    }
-
-    pub(super) fn in_directory(dir: PathBuf) -> Self {
         Self {
-            dir,
+            dir: cache_dir.join("profiles").join("sha256"),
             limits: Limits::default(),
             said_damaged: Arc::default(),
         }
-    }
-
-    pub(super) fn directory(&self) -> &Path {
-        &self.dir
-    }
-
-    /// What is known of single layers beside these profiles.
-    pub fn layers(&self) -> LayerProfiles {
-        LayerProfiles::in_directory(self.dir.with_file_name("layers"))
     }
 
     /// The profile of an image. `None` when there is none that can be used.
