@@ -55,11 +55,6 @@ impl Recording {
         }
     }
 
-    /// Why it ended.
-    pub fn end(&self) -> EndReason {
-        self.end
-    }
-
     /// The image.
     pub fn image_id(&self) -> Digest {
         self.image_id

@@ -165,7 +165,7 @@ async fn record(args: &ProfileRecordArgs, helper: Arc<MountHelper>) -> anyhow::R
     let recording = recording?;
     let recorded = Recorded {
         image_id: recording.image_id(),
-        end: recording.end(),
+        end: recording.end_reason(),
         plain_len: recording.plain_len(),
         took,
     };
