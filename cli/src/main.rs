@@ -7,6 +7,7 @@ mod containerd;
 mod cri;
 mod doctor;
 mod engine;
+mod foresight;
 mod idle;
 mod install;
 mod open_image;

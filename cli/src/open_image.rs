@@ -10,8 +10,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_format::merge::merge;
-use sluice_format::program::LibraryPlaces;
-use sluice_format::{ChainId, DiffId, Limits, Profile};
+use sluice_format::{ChainId, DiffId, Limits, Profile, Tree};
 use sluice_storage::image::choice;
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, Recording, RecordingOptions};
 use sluice_storage::{
@@ -20,6 +19,8 @@ use sluice_storage::{
     load_resolved_image_streaming, resolve_image_cached,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
+
+use crate::foresight::foresee;
 
 /// Readahead window of a mount that is not complete: a wider one fetches chunks that nobody reads, because the window of
 /// a page fault is centred on the fault.
@@ -61,7 +62,7 @@ pub(crate) struct Opener {
 /// An image that can be mounted.
 #[derive(Debug)]
 pub(crate) struct OpenImage {
-    pub(crate) image: LazyImage,
+    pub(crate) image: Arc<LazyImage>,
     pub(crate) tree_file: PathBuf,
     pub(crate) layers: Vec<Arc<PlainLayer>>,
     /// Chunks that the profile asked for.
@@ -111,9 +112,14 @@ impl Opener {
             known.as_ref(),
             &self.fetcher,
         );
-        let (tree_file, libraries) = write_tree(&image.layers, &self.cache)?;
-        PlainLayer::know_libraries(&layers, libraries);
+        let tree = merged_tree(&image.layers)?;
+        let tree_file = write_tree(&tree, &image.layers, &self.cache)?;
         self.done("tree written");
+        let image = Arc::new(image);
+        if known.is_none() {
+            let (image, layers) = (image.clone(), layers.clone());
+            drop(spawn_blocking(move || foresee(&image, &tree, &layers)));
+        }
         let recording = recorder
             .clone()
             .filter(|_| self.starts == Starts::Learnt)
@@ -300,25 +306,29 @@ pub(crate) async fn learn(
     Ok(kept.await??)
 }
 
+/// The tree of the image that consists of these layers.
+///
+/// # Errors
+/// When the layers cannot be stacked.
+pub(crate) fn merged_tree(layers: &[LazyLayer]) -> anyhow::Result<Tree> {
+    let limits = Limits::default();
+    let trees = layers.iter().map(|layer| layer.index.layer_tree(&limits));
+    Ok(merge(trees.collect::<Result<_, _>>()?, &limits)?)
+}
+
 /// The image tree is written anew at every mount: merging takes milliseconds, and a tree file that was damaged on disk is
 /// never mounted.
-///
-/// Also gives where the libraries of the image lie.
-pub(crate) fn write_tree(layers: &[LazyLayer], cache: &Cache) -> anyhow::Result<(PathBuf, LibraryPlaces)> {
+pub(crate) fn write_tree(tree: &Tree, layers: &[LazyLayer], cache: &Cache) -> anyhow::Result<PathBuf> {
     let diff_ids: Vec<DiffId> = layers.iter().map(|layer| layer.diff_id).collect();
     let chain_id =
         ChainId::of_stack(&diff_ids).context("the image has no layers, so there is nothing to mount")?;
-    let limits = Limits::default();
-    let trees = layers.iter().map(|layer| layer.index.layer_tree(&limits));
-    let tree = merge(trees.collect::<Result<_, _>>()?, &limits)?;
     let slot = |layer: &LazyLayer| DeviceSlot {
         diff_id: layer.diff_id,
         plain_len: layer.plain_len,
     };
     let devices: Vec<_> = layers.iter().map(slot).collect();
-    let written = write_image(&tree, &devices)?;
-    let file = cache.put_tree(&chain_id, &written.bytes)?;
-    Ok((file, LibraryPlaces::of(&tree)))
+    let written = write_image(tree, &devices)?;
+    Ok(cache.put_tree(&chain_id, &written.bytes)?)
 }
 
 /// The readahead window of a mount, in KiB, when `missing` of `chunks` are not on this host.

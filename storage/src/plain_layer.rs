@@ -9,18 +9,20 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sluice_format::DiffId;
-use sluice_format::program::LibraryPlaces;
+use sluice_format::startup::ImageFiles;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use crate::fetch::libraries::{Libraries, ProgramLayer};
-use crate::fetch::readahead::{Foresight, Reading};
-use crate::fetch::{Claim, Lane, Source, WholeWhen, loader};
+use crate::fetch::files::{FileLayer, Files, InImage};
+use crate::fetch::loader::{Code, Opened};
+use crate::fetch::readahead::Reading;
+use crate::fetch::{Claim, Lane, Source, WholeWhen, imports, loader};
 use crate::read_policy::{Patience, ReadPolicy};
 use crate::sync::lock;
 use crate::{CachedLayer, CompleteFile, Error, ErrorKind, Fetcher, LazyLayer, Stats, blocking};
@@ -62,7 +64,7 @@ pub struct PlainLayerOptions {
     pub position: usize,
     /// Told what readers do.
     pub observers: Vec<Arc<dyn ReadObserver>>,
-    /// A profile tells what a start will read, so that programs need not be looked into.
+    /// A profile tells what a start will read, so that files need not be looked into.
     pub has_profile: bool,
 }
 
@@ -70,10 +72,9 @@ pub struct PlainLayerOptions {
 #[derive(Debug)]
 pub struct PlainLayer {
     source: Arc<Source>,
-    foresight: Foresight,
-    programs: Arc<loader::Programs>,
-    /// Those of the image that was mounted last with this layer in it.
-    libraries: Mutex<Option<Arc<Libraries>>>,
+    met: Arc<loader::Met>,
+    in_image: Mutex<Option<InImage>>,
+    follows_profile: AtomicBool,
     runtime: Handle,
     /// The file that the kernel was given, which is kept for it as long as this layer lives.
     complete: OnceLock<CompleteFile>,
@@ -99,10 +100,10 @@ impl PlainLayer {
     ) -> Arc<Self> {
         let source = fetcher.source(layer, cache);
         Arc::new(Self {
-            foresight: Foresight::new(source.index.clone()),
             source,
-            programs: Arc::default(),
-            libraries: Mutex::default(),
+            met: Arc::default(),
+            in_image: Mutex::default(),
+            follows_profile: AtomicBool::new(options.has_profile),
             runtime: Handle::current(),
             complete: OnceLock::new(),
             options,
@@ -160,7 +161,7 @@ impl PlainLayer {
         let wanted = self.source.index.chunks.covering(plain.clone());
         let ahead = self.touched(wanted.clone());
         let bytes = self.read_patiently(&plain, wanted, ahead).await?;
-        self.foresee_program(plain.start, &bytes);
+        self.foresee_file(plain.start, &bytes);
         Ok(bytes)
     }
 
@@ -190,27 +191,43 @@ impl PlainLayer {
         self.source.fetcher.counters().add_hits(wanted.len());
         let ahead = self.touched(wanted);
         self.want_ahead(ahead);
-        self.foresee_program(plain.start, &bytes);
+        self.foresee_file(plain.start, &bytes);
         Some(bytes)
     }
 
-    /// Says where the libraries of an image lie that consists of these layers, lowest first, so that those come that a program needs when it is
-    /// opened.
-    pub fn know_libraries(layers: &[Arc<Self>], places: LibraryPlaces) {
-        let layer = |layer: &Arc<Self>| ProgramLayer {
-            source: Arc::downgrade(&layer.source),
-            programs: layer.programs.clone(),
+    /// Has fetched what a start of an image is going to read that consists of these layers, lowest first, as far as its files tell: at once what they tell by
+    /// now, the rest as they are read.
+    pub fn foresee(layers: &[Arc<Self>], files: ImageFiles) {
+        let Some(runtime) = layers.first().map(|layer| &layer.runtime) else {
+            return;
         };
-        let libraries = Libraries::new(places, layers.iter().map(layer).collect());
-        let libraries = Arc::new(libraries);
-        for layer in layers {
-            *lock(&layer.libraries) = Some(libraries.clone());
+        let layer = |layer: &Arc<Self>| FileLayer {
+            source: Arc::downgrade(&layer.source),
+            met: layer.met.clone(),
+        };
+        let files = Arc::new(Files::new(files, layers.iter().map(layer).collect()));
+        for (layer, device) in layers.iter().zip(1..) {
+            let files = files.clone();
+            *lock(&layer.in_image) = Some(InImage { files, device });
         }
+        imports::begin(&files, runtime);
+    }
+
+    /// Says that the start has ended for which files were looked into, and from now on those that are read are not.
+    pub fn foresee_no_more(&self) {
+        *lock(&self.in_image) = None;
+    }
+
+    /// Says whether a profile tells what a start will read, so that files need not be looked into.
+    pub fn follow_profile(&self, follows: bool) {
+        self.follows_profile.store(follows, Ordering::Relaxed);
     }
 
     /// Says that chunks will be fetched for another reason, such as a profile: that a reader touches them tells nothing new.
     pub fn expect(&self, chunks: impl IntoIterator<Item = usize>) {
-        chunks.into_iter().for_each(|chunk| self.foresight.expect(chunk));
+        chunks
+            .into_iter()
+            .for_each(|chunk| self.source.foresight.expect(chunk));
     }
 
     /// Has chunks of several layers fetched that nobody waits for, in this order, unless this host has them. Each is a position in `layers` and
@@ -253,7 +270,7 @@ impl PlainLayer {
 
     /// Says when all of the layer is wanted, and what it is part of.
     pub(crate) fn come_whole(&self, when: WholeWhen, image: Arc<Reading>) {
-        self.foresight.come_whole(when, image);
+        self.source.foresight.come_whole(when, image);
     }
 
     /// Who carries the load of reading it.
@@ -358,18 +375,28 @@ impl PlainLayer {
                 observer.touched(self.options.position, chunk);
             }
         }
-        self.foresight.touch(chunks)
+        self.source.foresight.touch(chunks)
     }
 
-    /// When a reader has just read the head of a program, has fetched what a loader reads of it next.
-    fn foresee_program(&self, plain_off: u64, head: &[u8]) {
-        if self.options.has_profile || self.is_complete() {
+    /// When a reader has just read the beginning of a program or module, has fetched what that leads to.
+    fn foresee_file(&self, plain_off: u64, head: &[u8]) {
+        if self.follows_profile.load(Ordering::Relaxed) || self.is_complete() {
             return;
         }
-        if let Some(program) = self.programs.meet(plain_off, head) {
-            let (source, libraries) = (self.source.clone(), lock(&self.libraries).clone());
+        let image = lock(&self.in_image).clone();
+        if let Some(program) = self.met.meet_program(plain_off, head) {
+            let opened = Opened {
+                source: self.source.clone(),
+                plain_off,
+                lane: Lane::Readahead,
+            };
+            let files = image.map(|image| image.files);
             self.runtime
-                .spawn(loader::fetch_ahead(source, libraries, plain_off, program));
+                .spawn(loader::fetch_ahead(opened, files, program, Code::Touched));
+        } else if let Some(image) = image
+            && let Some(module) = image.module_at(plain_off)
+        {
+            self.runtime.spawn(imports::follow(image.files, module));
         }
     }
 

@@ -311,6 +311,8 @@ fn privileged_heavy_256_readers_of_20_images_go_on_within_memory_and_quota() -> 
     let began = Instant::now();
     while began.elapsed().as_secs() < seconds {
         thread::sleep(Duration::from_millis(500));
+        // What the registry remembers of every request is in this process too, and would count as the engine's memory.
+        registry.traffic().clear();
         check_disk(&cache_directory, QUOTA, "under load")?;
         mounts
             .iter()

@@ -1,4 +1,5 @@
-//! Time from layer indexes to an image tree: decode each layer's tree, merge, write the EROFS image.
+//! Time from layer indexes to an image tree: decode each layer's tree, merge, write the EROFS image. And how long it takes to find the
+//! files in it that a start may come to, all of them modules of Python.
 //!
 //! `merge [LAYERS] [FILES]`, 60 and 100,000 unless told otherwise. Each layer adds its share of the files to directories that all
 //! layers have, replaces some files of the layer below, and deletes one.
@@ -9,6 +10,7 @@ use anyhow::Context as _;
 use sluice_benches::table::{Table, mb, say};
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_format::inode::Attributes;
+use sluice_format::startup::{Command, ImageFiles};
 use sluice_format::tree::{Directory, Extent, ExtentSource, FileContent};
 use sluice_format::{
     ChunkDigest, ChunkRef, ChunkTable, DiffId, Digest, EntryName, LayerIndex, LayerTree, Limits, Node,
@@ -37,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         .collect::<anyhow::Result<Vec<_>>>()?;
     let limits = Limits::default();
     let (mut decode, mut stack, mut write, mut total, mut image_len) = (vec![], vec![], vec![], vec![], 0);
+    let mut look = vec![];
     for _ in 0..ROUNDS {
         let start = Instant::now();
         let trees = indexes
@@ -57,6 +60,9 @@ fn main() -> anyhow::Result<()> {
         total.push(start.elapsed().as_secs_f64());
         write.push(total[total.len() - 1] - decode[decode.len() - 1] - stack[stack.len() - 1]);
         image_len = image.bytes.len() as u64;
+        let start = Instant::now();
+        std::hint::black_box(ImageFiles::of(&tree, &Command::default()));
+        look.push(start.elapsed().as_secs_f64());
     }
     let ms = |values: &[f64]| format!("{:.1}", sluice_benches::median(values) * 1e3);
     say(format!(
@@ -68,8 +74,9 @@ fn main() -> anyhow::Result<()> {
         "write image ms",
         "total ms",
         "image MB",
+        "look into files ms",
     ]);
-    table.row([ms(&decode), ms(&stack), ms(&write), ms(&total), mb(image_len)]);
+    table.row([ms(&decode), ms(&stack), ms(&write), ms(&total), mb(image_len), ms(&look)]);
     table.print()
 }
 
@@ -85,14 +92,14 @@ fn index_of(layer: usize, files: usize) -> anyhow::Result<LayerIndex> {
             add_file(
                 &mut content,
                 parent,
-                &format!("layer{layer:02}-file{file:02}.txt"),
+                &format!("layer{layer:02}-file{file:02}.py"),
                 plain_off,
             )?;
         }
         add_file(&mut content, parent, "replaced-by-every-layer", 512)?;
     }
     if layer > 0 {
-        let name = EntryName::new(format!("layer{:02}-file00.txt", layer - 1).as_bytes())?;
+        let name = EntryName::new(format!("layer{:02}-file00.py", layer - 1).as_bytes())?;
         let usr = child_directory(&mut content, NodeId::ROOT, "usr")?;
         let parent = child_directory(&mut content, usr, "share000")?;
         let parent = child_directory(&mut content, parent, "package00000")?;

@@ -30,7 +30,7 @@ const ROOT: &str = "root";
 const MEMORY: &str = "memory";
 
 /// What a container gets beside what its image says.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct ContainerOptions {
     /// In place of the image's `Cmd`, unless it is empty.
     pub(crate) arguments: Vec<String>,

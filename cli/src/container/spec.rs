@@ -9,6 +9,7 @@ use oci_spec::runtime::{
     MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, get_default_mounts, get_default_namespaces,
 };
 use serde::Deserialize;
+use sluice_format::startup::Command;
 
 use super::ContainerOptions;
 use super::user;
@@ -57,6 +58,18 @@ impl RunConfig {
         let document: Document =
             serde_json::from_slice(document).context("the image config does not say what runs")?;
         Ok(Self(document.config.unwrap_or_default()))
+    }
+
+    /// What runs when nobody says otherwise, as far as its files matter.
+    pub(crate) fn startup(&self) -> Command {
+        let arguments = self.0.entrypoint().iter().chain(self.0.cmd());
+        let env = self.env(&ContainerOptions::default());
+        let path = env.iter().filter_map(|variable| variable.strip_prefix("PATH="));
+        Command::new(
+            arguments.flatten().map(String::as_str),
+            path.flat_map(|path| path.split(':')),
+            self.0.working_dir().as_deref().unwrap_or_default(),
+        )
     }
 
     /// The command line of the container.

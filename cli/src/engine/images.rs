@@ -57,12 +57,18 @@ pub(super) struct Loaded {
     pub(super) index_time: Duration,
     attached: Arc<Attached>,
     is_announced: AtomicBool,
+    is_foreseen: AtomicBool,
 }
 
 impl Loaded {
     /// Whether this is the first time that its container is expected.
     pub(super) fn announce(&self) -> bool {
         !self.is_announced.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether this is the first time that its files are looked into for what a start will read.
+    pub(super) fn foresee(&self) -> bool {
+        !self.is_foreseen.swap(true, Ordering::Relaxed)
     }
 
     /// Which layer has this ChainID.
@@ -288,6 +294,7 @@ impl LoadedImages {
             index_time: began.elapsed() - resolve_time,
             attached,
             is_announced: AtomicBool::new(false),
+            is_foreseen: AtomicBool::new(false),
         });
         Ok(Found::Lazy(loaded))
     }

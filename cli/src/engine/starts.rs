@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sluice_format::{DiffId, Digest};
+use sluice_format::{DiffId, Digest, Profile};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::{Cache, Fetcher, PlainLayer, ProfileStore, ReadObserver, Recorder};
 use tokio::task::spawn_blocking;
@@ -17,7 +17,8 @@ use tokio::task::spawn_blocking;
 use super::EngineOptions;
 use super::images::{ImageKey, Loaded, LoadedImages};
 use super::layers::{LayerLease, ServedLayer, ServedLayers};
-use crate::open_image::{keep, recorder, replay};
+use crate::foresight::foresee;
+use crate::open_image::{keep, merged_tree, recorder, replay};
 
 /// A start that has not got quiet by then is not one: nobody reads, or nobody stops reading.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -127,19 +128,17 @@ impl Starts {
 
     /// An image is pulled, and a container of it is likely to follow at once: what that will read is fetched as soon as it is known.
     pub(super) async fn expect(self: Arc<Self>, image: Arc<Loaded>) {
-        let Some(known) = image.profile(ProfileStore::new(self.cache.path())).await else {
-            return;
-        };
+        let known = image.profile(ProfileStore::new(self.cache.path())).await;
         let (layers, image_id) = (self.layers.clone(), image.image.image_id);
-        let replaying = spawn_blocking(move || {
+        let fetching = spawn_blocking(move || {
             let stack = &image.image.layers;
             let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
             if let Some(served) = layers.find(stack) {
-                replay(&known, &image.image, &plain(&served));
+                fetch_ahead(known.as_ref(), &image, &plain(&served));
             }
             leases
         });
-        if let Ok(leases) = replaying.await {
+        if let Ok(leases) = fetching.await {
             self.expected().insert(image_id, leases);
             tokio::time::sleep(EXPECTED_WITHIN).await;
             self.expected().remove(&image_id);
@@ -171,7 +170,7 @@ impl Starts {
     }
 
     /// Follows a start until it is quiet.
-    async fn follow(&self, reference: &str, image: &Loaded, served: &[Arc<ServedLayer>]) {
+    async fn follow(&self, reference: &str, image: &Arc<Loaded>, served: &[Arc<ServedLayer>]) {
         let observed = served.iter().map(|layer| layer.plain.complete_file().is_none());
         let start = Arc::new(Start {
             began: Instant::now(),
@@ -184,13 +183,17 @@ impl Starts {
         let before = self.fetcher.counters().stats().stored_bytes;
         let store = ProfileStore::new(self.cache.path());
         let known = image.profile(store.clone()).await;
-        let planned = known
-            .as_ref()
-            .map_or(0, |known| replay(known, &image.image, &plain(served)));
+        let fetching = {
+            let (known, image, layers) = (known.clone(), image.clone(), plain(served));
+            spawn_blocking(move || fetch_ahead(known.as_ref(), &image, &layers))
+        };
+        let planned = fetching.await.unwrap_or_default();
         // A start that takes too long is recorded as far as it came.
         let _ = tokio::time::timeout(LONGEST, start.recorder.ended()).await;
         for layer in served {
             layer.watch.detach(&start);
+            layer.plain.foresee_no_more();
+            layer.plain.follow_profile(false);
         }
         let recording = start.recorder.finish();
         let top = image.image.layers.last().map(|layer| layer.listed);
@@ -209,6 +212,24 @@ impl Starts {
             keep(start.recorder.clone(), known, store).await;
         }
     }
+}
+
+/// Has fetched what a start is going to read: what earlier ones read, or else what the files of the image tell, once. Gives how many chunks a profile asks
+/// for. Blocks.
+fn fetch_ahead(known: Option<&Profile>, image: &Loaded, layers: &[Arc<PlainLayer>]) -> usize {
+    layers
+        .iter()
+        .for_each(|layer| layer.follow_profile(known.is_some()));
+    if let Some(known) = known {
+        return replay(known, &image.image, layers);
+    }
+    if image.foresee() {
+        match merged_tree(&image.image.layers) {
+            Ok(tree) => foresee(&image.image, &tree, layers),
+            Err(error) => tracing::debug!(%error, "the files of an image are not looked into"),
+        }
+    }
+    0
 }
 
 fn plain(served: &[Arc<ServedLayer>]) -> Vec<Arc<PlainLayer>> {

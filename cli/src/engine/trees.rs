@@ -13,7 +13,7 @@ use sluice_fuse::erofs_mount::ErofsMount;
 use sluice_fuse::trees::{ImageTree, OnlyTree};
 use sluice_fuse::{Front, Layer, MountHelper, Session, SessionOptions, mountinfo};
 use sluice_snapshotter::images::TreeRequest;
-use sluice_storage::{Cache, LazyLayer, PlainLayer};
+use sluice_storage::{Cache, LazyLayer};
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
@@ -21,7 +21,7 @@ use super::Fill;
 use super::layers::{LayerLease, ServedLayers};
 use super::lingering::{Lingering, Unmounted};
 use super::records::OwnRecord;
-use crate::open_image::{read_ahead_kib, write_tree};
+use crate::open_image::{merged_tree, read_ahead_kib, write_tree};
 
 /// Mounts of earlier processes that are taken away from one directory at most; each start leaves one at most.
 const LEFTOVERS_MAX: usize = 64;
@@ -74,10 +74,8 @@ impl MountedTree {
     ) -> anyhow::Result<Self> {
         let began = Instant::now();
         let TreeMount { tree, stack, target } = request;
-        let (tree_file, libraries) = write_tree(stack, cache)?;
+        let tree_file = write_tree(&merged_tree(stack)?, stack, cache)?;
         let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
-        let plain: Vec<_> = leases.iter().map(|lease| lease.plain().clone()).collect();
-        PlainLayer::know_libraries(&plain, libraries);
         let whole_layers = count_whole(&leases);
         let read_ahead = Some(read_ahead(stack, &leases));
         let (shown, record) = match layers.front() {

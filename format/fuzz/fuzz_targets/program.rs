@@ -18,6 +18,8 @@ fuzz_target!(|input: &[u8]| {
     let place = program.sections();
     assert!(place.start <= place.end);
     check(&program.data_ranges());
+    check(&program.code_ranges());
+    let _ = program.loader();
     check(&program.table_ranges(sections));
     check(&program.table_ranges(&head));
     for sections in [sections, &head] {

@@ -12,7 +12,8 @@ use object::pod;
 use object::read::elf::SectionHeader as _;
 
 use super::Program;
-use crate::tree::{ExtentSource, FileContent, NodeKind, Tree};
+use crate::startup::FilePlace;
+use crate::tree::{NodeKind, Tree};
 
 /// Bytes of a dynamic section that are looked at: sixteen per entry, of which linkers write about thirty and one per library.
 const MOST_DYNAMIC: u64 = 16 << 10;
@@ -82,19 +83,10 @@ pub fn library_name(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(..len).filter(|name| !name.is_empty())
 }
 
-/// Where the first byte of a library lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LibraryPlace {
-    /// Number of the layer, 1 for the lowest.
-    pub device: u16,
-    /// Offset in its plain layer.
-    pub plain_off: u64,
-}
-
 /// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Meaning {
-    File(LibraryPlace),
+    File(FilePlace),
     /// Another name.
     Link(Box<[u8]>),
     /// Different things in different directories.
@@ -119,7 +111,7 @@ impl LibraryPlaces {
         for (name, id) in entries.filter(|(name, _)| is_library(name.as_bytes())) {
             let name = name.as_bytes();
             let meaning = match &tree.node(*id).kind {
-                NodeKind::Regular(content) => first_byte(content).map(Meaning::File),
+                NodeKind::Regular(content) => FilePlace::of(content).map(Meaning::File),
                 // A link to the same name leads to another directory, where the name is met too.
                 NodeKind::Symlink(target) => last_part(target)
                     .filter(|target| *target != name)
@@ -136,7 +128,7 @@ impl LibraryPlaces {
     }
 
     /// The one library of this name; `None` when there is none, or there are several.
-    pub fn find(&self, name: &[u8]) -> Option<LibraryPlace> {
+    pub fn find(&self, name: &[u8]) -> Option<FilePlace> {
         let mut name = name;
         for _ in 0..MOST_LINKS {
             match self.names.get(name)? {
@@ -154,14 +146,6 @@ fn is_library(name: &[u8]) -> bool {
     begins && name.windows(EXTENSION.len()).any(|part| part == EXTENSION)
 }
 
-fn first_byte(content: &FileContent) -> Option<LibraryPlace> {
-    let first = content.extents.first().filter(|extent| extent.file_off == 0)?;
-    match first.source {
-        ExtentSource::Plain { device, plain_off } => Some(LibraryPlace { device, plain_off }),
-        ExtentSource::Literal(_) => None,
-    }
-}
-
 fn last_part(path: &[u8]) -> Option<&[u8]> {
     path.rsplit(|byte| *byte == b'/').next()
 }
@@ -172,7 +156,7 @@ mod tests {
     use super::*;
     use crate::inode::Attributes;
     use crate::name::EntryName;
-    use crate::tree::{Directory, Extent, Node, NodeId};
+    use crate::tree::{Directory, Extent, ExtentSource, FileContent, Node, NodeId};
 
     #[test]
     fn a_real_program_tells_what_it_needs() {
@@ -252,9 +236,10 @@ mod tests {
         add(&mut tree, usr, b"libpool.so", link(b"libloop.so"));
         add(&mut tree, usr, b"notes.so", file(1, 0));
         let places = LibraryPlaces::of(&tree);
-        let expected = LibraryPlace {
+        let expected = FilePlace {
             device: 1,
             plain_off: 512,
+            len: 512,
         };
         assert_eq!(places.find(b"liba.so.1"), Some(expected));
         assert_eq!(places.find(b"liba.so.1.2"), Some(expected));

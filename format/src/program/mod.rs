@@ -14,14 +14,14 @@ mod libraries;
 use std::ops::Range;
 
 use object::elf::{
-    EM_X86_64, FileHeader64, PF_W, PT_DYNAMIC, PT_GNU_RELRO, PT_LOAD, SHF_ALLOC, SHT_DYNSYM, SHT_GNU_HASH,
-    SHT_GNU_VERSYM, SHT_HASH, SHT_RELA, SHT_STRTAB, SectionHeader64, SectionType,
+    EM_X86_64, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_GNU_RELRO, PT_INTERP, PT_LOAD, SHF_ALLOC, SHT_DYNSYM,
+    SHT_GNU_HASH, SHT_GNU_VERSYM, SHT_HASH, SHT_RELA, SHT_STRTAB, SectionHeader64, SectionType,
 };
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 use object::{Endianness, pod};
 
 pub use constructors::Constructors;
-pub use libraries::{LibraryPlace, LibraryPlaces, Needed, library_name};
+pub use libraries::{LibraryPlaces, Needed, library_name};
 
 /// The first bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";
@@ -53,6 +53,10 @@ pub struct Program {
     patched: Option<Range<u64>>,
     /// Writable parts of the file.
     writable: Vec<Range<u64>>,
+    /// Executable parts of the file.
+    code: Vec<Range<u64>>,
+    /// Path of the loader.
+    loader: Option<Box<[u8]>>,
     sections: Range<u64>,
 }
 
@@ -68,6 +72,8 @@ impl Program {
             is_x86_64: header.e_machine(endian) == EM_X86_64 && endian == Endianness::Little,
             patched: None,
             writable: Vec::new(),
+            code: Vec::new(),
+            loader: None,
             sections: section_headers(header, endian),
         };
         let mut is_dynamic = false;
@@ -76,12 +82,19 @@ impl Program {
             let file = offset..offset.checked_add(header.p_filesz(endian))?;
             match header.p_type(endian) {
                 PT_LOAD if header.p_flags(endian).contains(PF_W) => program.writable.push(file),
+                PT_LOAD if header.p_flags(endian).contains(PF_X) => program.code.push(file),
                 PT_GNU_RELRO => program.patched = Some(file),
                 PT_DYNAMIC => is_dynamic = true,
+                PT_INTERP => program.loader = path_in(head, file),
                 _ => {}
             }
         }
         is_dynamic.then_some(program)
+    }
+
+    /// Path of the program that loads it, which the kernel reads first. `None` for a library.
+    pub fn loader(&self) -> Option<&[u8]> {
+        self.loader.as_deref()
     }
 
     /// Where the section headers lie in the file, usually at its end. Empty in a file that was stripped of them.
@@ -99,6 +112,11 @@ impl Program {
             ranges.push(start..file.end.min(start.saturating_add(DATA_START)));
         }
         bounded(ranges)
+    }
+
+    /// Ranges of the file with code.
+    pub fn code_ranges(&self) -> Vec<Range<u64>> {
+        bounded(self.code.clone())
     }
 
     /// Ranges of the file with relocations and symbols, told by the bytes of the section headers.
@@ -120,6 +138,13 @@ impl Program {
         let whole = bytes.len() / size_of::<SectionHeader64<Endianness>>();
         pod::slice_from_bytes(bytes, whole).map_or(&[], |(sections, _)| sections)
     }
+}
+
+/// A path that ends with a zero byte.
+fn path_in(head: &[u8], file: Range<u64>) -> Option<Box<[u8]>> {
+    let range = usize::try_from(file.start).ok()?..usize::try_from(file.end).ok()?;
+    let path = head.get(range)?.split(|byte| *byte == 0).next()?;
+    Some(path.into())
 }
 
 fn section_headers(header: &FileHeader64<Endianness>, endian: Endianness) -> Range<u64> {
@@ -182,6 +207,9 @@ mod tests {
                 .any(|at| at == b"libc.so.6")
         });
         assert!(names);
+        assert!(!program.code_ranges().is_empty());
+        let loader = String::from_utf8_lossy(program.loader().expect("it is linked")).into_owned();
+        assert!(loader.starts_with("/lib") && loader.contains("/ld-"), "{loader}");
         let inside = |range: &Range<u64>| range.end <= bytes.len() as u64;
         assert!(tables.iter().chain(&data).all(inside), "{tables:?} {data:?}");
     }
@@ -203,6 +231,7 @@ mod tests {
             head[at] = head[at].wrapping_add(0x7f);
             if let Some(program) = Program::parse(&head) {
                 assert!(total(program.data_ranges()) <= MOST_BYTES);
+                assert!(total(program.code_ranges()) <= MOST_BYTES);
                 assert!(total(program.table_ranges(&bytes[..8000])) <= MOST_BYTES);
             }
             head[at] = bytes[at];

@@ -7,7 +7,7 @@ pub enum Lane {
     Demand,
     /// A sequential reader will come to it.
     Readahead,
-    /// An earlier start of the image demanded it.
+    /// An earlier start of the image demanded it, or its files tell that this one is going to.
     Profile,
     /// It lies beside a chunk that was demanded lately.
     Neighbour,

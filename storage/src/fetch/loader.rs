@@ -3,7 +3,8 @@
 //! A program shows itself when its first page is read: the magic number stands at the beginning of the range. Its headers tell where the
 //! patched data and the section headers lie, and those tell where relocations and symbols lie, and constructors, whose code tells what they touch. All of that is wanted in the
 //! readahead lane at once, while the loader is still at the first of its dependencies. So are the libraries that it names, and what those name, if the image is
-//! known to have them. See [`sluice_format::program`].
+//! known to have them. Of the program that an image starts, and the libraries it is linked with, all code is wanted as well, with less urgency. See
+//! [`sluice_format::program`].
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -13,115 +14,133 @@ use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, OptionFuture};
 use sluice_format::program::{Constructors, MAGIC, MOST_BYTES, Program, library_name};
+use sluice_format::startup::FilePlace;
 
-use super::libraries::Libraries;
+use super::files::Files;
 use super::{Claim, Lane, Source};
 use crate::sync::lock;
 
-/// Programs remembered per layer, so that each is looked at once.
-const MOST_PROGRAMS: usize = 10_000;
+/// Files remembered per layer, so that each is looked at once.
+const MOST_MET: usize = 50_000;
 
 /// Bytes at the beginning of a library that hold its headers.
-const HEAD_LEN: u64 = 4096;
+pub(super) const HEAD_LEN: u64 = 4096;
 /// Bytes of code that are looked at together.
 const PIECE_LEN: u64 = 256 << 10;
 /// Plain bytes that the constructors of one program may cause to be fetched: those of PyTorch's largest library touch 75 MB.
 const MOST_TOUCHED: u64 = 2 * MOST_BYTES;
 
-/// The programs of one layer that readers have opened.
+/// The files of one layer that were looked into, by their first byte.
 #[derive(Debug, Default)]
-pub(crate) struct Programs {
+pub(crate) struct Met {
     met: Mutex<HashSet<u64>>,
 }
 
-impl Programs {
+impl Met {
+    /// Whether the file that begins there has not been met before.
+    pub(crate) fn meet(&self, plain_off: u64) -> bool {
+        let mut met = lock(&self.met);
+        met.len() < MOST_MET && met.insert(plain_off)
+    }
+
     /// The program that begins with `head` at a plain offset, when it is one and has not been met before.
-    pub(crate) fn meet(&self, plain_off: u64, head: &[u8]) -> Option<Program> {
+    pub(crate) fn meet_program(&self, plain_off: u64, head: &[u8]) -> Option<Program> {
         if !head.starts_with(MAGIC) {
             return None;
         }
-        let program = Program::parse(head)?;
-        let mut met = lock(&self.met);
-        (met.len() < MOST_PROGRAMS && met.insert(plain_off)).then_some(program)
+        Program::parse(head).filter(|_| self.meet(plain_off))
     }
 }
 
-/// Has the parts of a program fetched that its loader will read, and those of the libraries that it needs. `plain_off` is where its file begins.
+/// Which code of a program is fetched ahead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// What its constructors touch.
+    Touched,
+    /// All of it.
+    Whole,
+}
+
+/// Has the parts of a program fetched that its loader will read, and those of the libraries that it needs.
 pub(crate) fn fetch_ahead(
-    source: Arc<Source>,
-    libraries: Option<Arc<Libraries>>,
-    plain_off: u64,
+    opened: Opened,
+    files: Option<Arc<Files>>,
     program: Program,
+    code: Code,
 ) -> BoxFuture<'static, ()> {
     async move {
-        want(&source, plain_off, program.data_ranges());
-        let sections = in_layer(&source, plain_off, program.sections());
-        let Some(sections) = gather(&source, sections).await else {
+        opened.want(program.data_ranges());
+        if let Some((files, place)) = files
+            .as_ref()
+            .and_then(|files| Some((files, files.loader_of(&program)?)))
+        {
+            tokio::spawn(fetch_library(files.clone(), place, opened.lane, code));
+        }
+        let Some(sections) = opened.gather(program.sections()).await else {
             return;
         };
-        want(&source, plain_off, program.table_ranges(&sections));
+        opened.want(program.table_ranges(&sections));
+        if let Some(files) = files.as_ref().filter(|_| code == Code::Whole) {
+            let may_have = |range: &Range<u64>| files.spend_on_code(range.end - range.start);
+            let code = program.code_ranges().into_iter().filter(may_have);
+            opened.with_lane(Lane::Profile).want(code);
+        }
         let constructors = program.constructors(&sections).map(Arc::new);
-        let follow = OptionFuture::from(constructors.map(|found| follow(&source, plain_off, found)));
-        let look = OptionFuture::from(
-            libraries.map(|libraries| look_for(&source, libraries, plain_off, &program, &sections)),
-        );
-        tokio::join!(follow, look);
+        let follow = OptionFuture::from(constructors.map(|found| follow(&opened, found)));
+        let look = files.map(|files| look_for(&opened, files, (&program, &sections), code));
+        tokio::join!(follow, OptionFuture::from(look));
     }
     .boxed()
 }
 
 /// Has the libraries fetched that a program needs and that were not met before.
 async fn look_for(
-    source: &Arc<Source>,
-    libraries: Arc<Libraries>,
-    plain_off: u64,
-    program: &Program,
-    sections: &[u8],
+    opened: &Opened,
+    files: Arc<Files>,
+    (program, sections): (&Program, &[u8]),
+    code: Code,
 ) -> Option<()> {
     let needed = program.needed(sections)?;
-    let dynamic = gather(source, in_layer(source, plain_off, needed.dynamic())).await?;
+    let dynamic = opened.gather(needed.dynamic()).await?;
     for name in needed.names(program, &dynamic) {
-        let bytes = gather(source, in_layer(source, plain_off, name)).await?;
-        let found = library_name(&bytes).and_then(|name| libraries.find(name));
-        let Some((source, programs, library_off)) = found else {
-            continue;
-        };
-        let libraries = libraries.clone();
-        tokio::spawn(async move {
-            let head = gather(&source, in_layer(&source, library_off, 0..HEAD_LEN)).await?;
-            let library = programs.meet(library_off, &head)?;
-            fetch_ahead(source, Some(libraries), library_off, library).await;
-            Some(())
-        });
+        let bytes = opened.gather(name).await?;
+        if let Some(place) = library_name(&bytes).and_then(|name| files.places.library(name)) {
+            tokio::spawn(fetch_library(files.clone(), place, opened.lane, code));
+        }
     }
     Some(())
 }
 
+/// Has the parts of a library fetched that a loader reads, unless it was met before.
+pub(super) async fn fetch_library(files: Arc<Files>, place: FilePlace, lane: Lane, code: Code) -> Option<()> {
+    let (opened, met) = files.open(place, lane)?;
+    // The section headers are the last of a file, so they come with the first.
+    opened.want([place.len.saturating_sub(1)..place.len]);
+    let library = met.meet_program(place.plain_off, &opened.gather(0..HEAD_LEN).await?)?;
+    fetch_ahead(opened, Some(files), library, code).await;
+    Some(())
+}
+
 /// Has fetched what constructors touch. Ends early when something cannot be had.
-async fn follow(source: &Arc<Source>, plain_off: u64, constructors: Arc<Constructors>) -> Option<()> {
-    let addresses = in_layer(source, plain_off, constructors.addresses());
-    let mut code = constructors.code(&gather(source, addresses).await?);
+async fn follow(opened: &Opened, constructors: Arc<Constructors>) -> Option<()> {
+    let source = &opened.source;
+    let mut code = constructors.code(&opened.gather(constructors.addresses()).await?);
     if code.is_empty() {
-        let relocations = in_layer(source, plain_off, constructors.relocations());
-        code = constructors.code(&constructors.relocated(&gather(source, relocations).await?));
+        let relocations = opened.gather(constructors.relocations()).await?;
+        code = constructors.code(&constructors.relocated(&relocations));
     }
-    want(source, plain_off, code.clone());
+    opened.want(code.clone());
     let (mut asked, mut left) = (HashSet::new(), MOST_TOUCHED);
     for piece in code.into_iter().flat_map(pieces) {
-        let bytes = gather(source, in_layer(source, plain_off, piece.clone())).await?;
+        let bytes = opened.gather(piece.clone()).await?;
         let constructors = constructors.clone();
         let targets = tokio::task::spawn_blocking(move || constructors.targets(piece.start, &bytes));
         let mut ahead = Vec::new();
         for target in targets.await.ok()? {
-            let place = in_layer(source, plain_off, target..target + 1);
-            for chunk in source
-                .index
-                .chunks
-                .covering(place)
-                .filter(|chunk| asked.insert(*chunk))
-            {
+            let chunks = opened.chunks(target..target + 1);
+            for chunk in chunks.filter(|chunk| asked.insert(*chunk)) {
                 left = left.checked_sub(source.chunk(chunk).plain_len.into())?;
-                ahead.push((chunk, Lane::Readahead));
+                ahead.push((chunk, opened.lane));
             }
         }
         source.upstream.want(source, &ahead);
@@ -135,40 +154,66 @@ fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     starts.map(move |start| start..start.saturating_add(PIECE_LEN).min(range.end))
 }
 
-/// A range of the file as one of the layer, as far as the layer goes.
-fn in_layer(source: &Source, plain_off: u64, file: Range<u64>) -> Range<u64> {
-    let plain_len = source.index.chunks.plain_len();
-    let at = |file_off: u64| plain_off.saturating_add(file_off).min(plain_len);
-    at(file.start)..at(file.end)
+/// A file that is looked into.
+#[derive(Clone, Debug)]
+pub(crate) struct Opened {
+    pub(crate) source: Arc<Source>,
+    /// Where it begins in the plain layer.
+    pub(crate) plain_off: u64,
+    /// In which its parts are fetched.
+    pub(crate) lane: Lane,
 }
 
-fn want(source: &Arc<Source>, plain_off: u64, ranges: impl IntoIterator<Item = Range<u64>>) {
-    let ahead: Vec<_> = ranges
-        .into_iter()
-        .flat_map(|range| source.index.chunks.covering(in_layer(source, plain_off, range)))
-        .map(|chunk| (chunk, Lane::Readahead))
-        .collect();
-    source.upstream.want(source, &ahead);
-}
-
-/// The bytes of `plain`, fetched ahead.
-async fn gather(source: &Arc<Source>, plain: Range<u64>) -> Option<BytesMut> {
-    let numbers: Vec<usize> = source.index.chunks.covering(plain.clone()).collect();
-    let claims = source.upstream.claim(source, &numbers, Lane::Readahead);
-    let mut bytes = BytesMut::new();
-    for (chunk, claim) in numbers.into_iter().zip(claims) {
-        let whole = match claim {
-            Claim::Fetched(ticket) => ticket.outcome().await.ok()?,
-            Claim::Kept => {
-                let source = source.clone();
-                let kept = tokio::task::spawn_blocking(move || source.kept(chunk));
-                kept.await.ok()??
-            }
-        };
-        let range = source.chunk(chunk).plain_range();
-        let start = plain.start.max(range.start) - range.start;
-        let end = plain.end.min(range.end) - range.start;
-        bytes.extend_from_slice(&whole[start as usize..end as usize]);
+impl Opened {
+    fn with_lane(&self, lane: Lane) -> Self {
+        Self { lane, ..self.clone() }
     }
-    Some(bytes)
+
+    /// A range of the file as one of the layer, as far as the layer goes.
+    fn in_layer(&self, file: Range<u64>) -> Range<u64> {
+        let plain_len = self.source.index.chunks.plain_len();
+        let at = |file_off: u64| self.plain_off.saturating_add(file_off).min(plain_len);
+        at(file.start)..at(file.end)
+    }
+
+    /// The chunks that a range of the file lies in.
+    fn chunks(&self, file: Range<u64>) -> Range<usize> {
+        self.source.index.chunks.covering(self.in_layer(file))
+    }
+
+    /// Has ranges of the file fetched. That a reader touches them tells nothing new then.
+    fn want(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
+        let chunks = ranges.into_iter().flat_map(|range| self.chunks(range));
+        let ahead: Vec<_> = chunks.map(|chunk| (chunk, self.lane)).collect();
+        ahead
+            .iter()
+            .for_each(|(chunk, _)| self.source.foresight.expect(*chunk));
+        self.source.upstream.want(&self.source, &ahead);
+    }
+
+    /// The bytes of a range of the file, fetched as [`Self::want`] does.
+    pub(super) async fn gather(&self, file: Range<u64>) -> Option<BytesMut> {
+        let (source, plain) = (&self.source, self.in_layer(file.clone()));
+        let numbers: Vec<usize> = self.chunks(file).collect();
+        numbers.iter().for_each(|chunk| source.foresight.expect(*chunk));
+        let claims = source.upstream.claim(source, &numbers, self.lane);
+        let mut bytes = BytesMut::new();
+        for (chunk, claim) in numbers.into_iter().zip(claims) {
+            let range = source.chunk(chunk).plain_range();
+            let part = plain.start.max(range.start)..plain.end.min(range.end);
+            match claim {
+                Claim::Fetched(ticket) => {
+                    let whole = ticket.outcome().await.ok()?;
+                    let within = part.start - range.start..part.end - range.start;
+                    bytes.extend_from_slice(&whole[within.start as usize..within.end as usize]);
+                }
+                Claim::Kept => {
+                    let source = source.clone();
+                    let kept = tokio::task::spawn_blocking(move || source.kept_part(chunk, part));
+                    bytes.extend_from_slice(&kept.await.ok()??);
+                }
+            }
+        }
+        Some(bytes)
+    }
 }

@@ -20,9 +20,10 @@
 mod board;
 mod coalesce;
 mod decode;
+pub(crate) mod files;
+pub(crate) mod imports;
 mod lane;
 mod latency;
-pub(crate) mod libraries;
 pub(crate) mod loader;
 mod pace;
 pub(crate) mod readahead;
@@ -41,6 +42,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::decode::Decoders;
 pub use self::lane::Lane;
+use self::readahead::Foresight;
 pub(crate) use self::readahead::WholeWhen;
 use self::recent::Recent;
 pub(crate) use self::source::{LayerChunks, Source};
@@ -94,9 +96,11 @@ impl Fetcher {
         let upstream = upstreams
             .entry(name.clone())
             .or_insert_with(|| Arc::new(Upstream::new(name, Handle::current())));
+        let index = LayerChunks::from(layer.index.as_ref());
         Arc::new(Source {
+            foresight: Foresight::new(index.clone()),
             layer: self.layers.fetch_add(1, Ordering::Relaxed),
-            index: LayerChunks::from(layer.index.as_ref()),
+            index,
             blob: layer.blob.clone(),
             cache,
             fetcher: self.clone(),

@@ -1,11 +1,13 @@
 //! Where the chunks of one layer come from and where they go.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sluice_format::compression::{ChunkDecoder, Codec};
 use sluice_format::{ChunkRef, ChunkTable, DiffId, FormatError, LayerIndex};
 
+use super::readahead::Foresight;
 use super::{Fetcher, Upstream};
 use crate::{Blob, CachedLayer};
 
@@ -36,6 +38,7 @@ pub(crate) struct Source {
     pub(crate) cache: Option<CachedLayer>,
     pub(crate) fetcher: Arc<Fetcher>,
     pub(crate) upstream: Arc<Upstream>,
+    pub(crate) foresight: Foresight,
     /// Chunks cannot be fetched one by one; see [`crate::stream`].
     pub(crate) is_streamed: bool,
 }
@@ -56,6 +59,19 @@ impl Source {
             .and_then(|cache| cache.read_chunk(at))
             .or_else(|| self.fetcher.recent.get(&self.chunk(at).digest))
             .or_else(|| cache.and_then(|cache| cache.copy_chunk(at)))
+    }
+
+    /// The bytes of a part of a chunk, where in the layer it says, that this host has. Blocks on the disk.
+    pub(crate) fn kept_part(&self, at: usize, plain: Range<u64>) -> Option<Bytes> {
+        let part = self
+            .cache
+            .as_ref()
+            .and_then(|cache| cache.read_range(plain.clone()));
+        part.or_else(|| {
+            let start = self.chunk(at).plain_off;
+            let within = plain.start - start..plain.end - start;
+            Some(self.kept(at)?.slice(within.start as usize..within.end as usize))
+        })
     }
 
     /// Whether [`Self::kept`] will most likely give bytes. Does not block.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sluice_format::inode::Attributes;
-use sluice_format::program::LibraryPlaces;
+use sluice_format::startup::{Command, ImageFiles};
 use sluice_format::tree::{Extent, ExtentSource, FileContent};
 use sluice_format::{EntryName, Node, NodeId, NodeKind, Tree};
 use sluice_storage::testing::{Fault, SampleLayer, Times};
@@ -117,7 +117,8 @@ fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
 }
 
 /// A tree with files and links in its root directory. Each file is known by where its first byte lies in the one layer.
-fn tree_of(files: &[(&str, u64)], links: &[(&str, &str)]) -> Tree {
+/// Files of 512 bytes at their offsets in layer 1, and links, all in the root.
+pub(crate) fn tree_of(files: &[(&str, u64)], links: &[(&str, &str)]) -> Tree {
     let file = |plain_off| {
         NodeKind::Regular(FileContent {
             size: 512,
@@ -170,7 +171,8 @@ async fn libraries_come_when_the_head_of_a_program_that_needs_them_is_read() {
     let tree = tree_of(&files, &[("libtinfo.so.6", "libtinfo.so.6.4")]);
     let bench = Bench::of(SampleLayer::of_plain(plain, CHUNK_LEN, 0));
     let layer = bench.layer();
-    PlainLayer::know_libraries(std::slice::from_ref(&layer), LibraryPlaces::of(&tree));
+    let files = ImageFiles::of(&tree, &Command::default());
+    PlainLayer::foresee(std::slice::from_ref(&layer), files);
     let head = |at: usize| at as u64..at as u64 + 4096;
     layer.read(head(program)).await.expect("the head is read");
     settle().await;

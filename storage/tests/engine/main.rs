@@ -8,4 +8,5 @@ mod filling;
 mod lanes;
 mod policy;
 mod profile;
+mod start;
 mod streaming;

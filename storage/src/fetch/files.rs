@@ -1,0 +1,91 @@
+//! The files of an image, for its programs and modules to be looked for in all its layers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+use sluice_format::program::Program;
+use sluice_format::startup::{FilePlace, ImageFiles, Module};
+
+use super::loader::{Met, Opened};
+use super::{Lane, Source};
+
+/// Plain bytes of code that the programs of an image's start may have fetched whole: Node.js with its libraries has 25 MB.
+const MOST_CODE: u64 = 32 << 20;
+/// Plain bytes of modules that are looked into: an import of PyTorch reads 18 MB.
+const MOST_MODULES: u64 = 64 << 20;
+
+/// One layer of an image, as far as its files are looked into. A layer that several images share knows those of one of them, and must not keep
+/// the other layers of that alive.
+#[derive(Debug)]
+pub(crate) struct FileLayer {
+    pub(crate) source: Weak<Source>,
+    pub(crate) met: Arc<Met>,
+}
+
+/// What is known of the files of an image.
+#[derive(Debug)]
+pub(crate) struct Files {
+    pub(crate) places: ImageFiles,
+    /// Lowest first.
+    layers: Vec<FileLayer>,
+    code_left: AtomicU64,
+    modules_left: AtomicU64,
+}
+
+impl Files {
+    /// `places` names layers by their position in `layers`, from 1.
+    pub(crate) fn new(places: ImageFiles, layers: Vec<FileLayer>) -> Self {
+        Self {
+            places,
+            layers,
+            code_left: AtomicU64::new(MOST_CODE),
+            modules_left: AtomicU64::new(MOST_MODULES),
+        }
+    }
+
+    /// A file to be looked into, and what was met in its layer.
+    pub(crate) fn open(&self, place: FilePlace, lane: Lane) -> Option<(Opened, Arc<Met>)> {
+        let layer = self.layers.get(usize::from(place.device).checked_sub(1)?)?;
+        let opened = Opened {
+            source: layer.source.upgrade()?,
+            plain_off: place.plain_off,
+            lane,
+        };
+        Some((opened, layer.met.clone()))
+    }
+
+    /// The loader of a program, which is a library by its name.
+    pub(crate) fn loader_of(&self, program: &Program) -> Option<FilePlace> {
+        let name = program.loader()?.rsplit(|byte| *byte == b'/').next()?;
+        self.places.library(name)
+    }
+
+    /// Whether so many bytes of code may be fetched as well.
+    pub(crate) fn spend_on_code(&self, len: u64) -> bool {
+        spend(&self.code_left, len)
+    }
+
+    /// Whether so many bytes of modules may be looked into as well.
+    pub(crate) fn spend_on_modules(&self, len: u64) -> bool {
+        spend(&self.modules_left, len)
+    }
+}
+
+/// The files of the image that a layer was mounted with last, and which layer of it that is.
+#[derive(Clone, Debug)]
+pub(crate) struct InImage {
+    pub(crate) files: Arc<Files>,
+    pub(crate) device: u16,
+}
+
+impl InImage {
+    /// The module that begins there.
+    pub(crate) fn module_at(&self, plain_off: u64) -> Option<Module> {
+        self.files.places.module_at(self.device, plain_off)
+    }
+}
+
+fn spend(left: &AtomicU64, len: u64) -> bool {
+    let spent = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(len));
+    spent.is_ok()
+}
