@@ -12,6 +12,7 @@ use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use sluice_tests::containerd::{Containerd, Proxy, Release};
 use sluice_tests::document::Layout;
 use sluice_tests::foreign::Writer;
@@ -255,6 +256,26 @@ fn life(layout: &Layout, front: &str) -> Result<()> {
     host.run("second")?;
     registry.come_back()?;
     host.remove_waiting(&id)?;
+    host.remove_image()
+}
+
+#[test]
+fn privileged_a_pull_is_followed_by_what_the_command_of_the_image_names() -> Result<()> {
+    let source = Scratch::new("engine-source")?;
+    let image = builder()?
+        .config("/config/Cmd", json!(["/bin/sh"]))
+        .write(&source.join("source"), "shell")?;
+    let directory = source.join("converted");
+    sluice::convert(&image.reference(), &directory, "c", &[])?;
+    let registry = CountingRegistry::serve(&Layout::open(&directory))?;
+    let host = Host::start(Release::One, &registry.address(), "erofs")?;
+    host.pull()?;
+    let shell = fs::metadata("/bin/dash")?.len();
+    // Compressed it is more than half as long; documents and indexes of the image are a few kilobytes.
+    process::wait_until("the shell on the host", START, || {
+        registry.traffic().total_bytes() > shell / 2
+    })?;
+    host.run("first")?;
     host.remove_image()
 }
 

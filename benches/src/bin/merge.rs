@@ -76,7 +76,14 @@ fn main() -> anyhow::Result<()> {
         "image MB",
         "look into files ms",
     ]);
-    table.row([ms(&decode), ms(&stack), ms(&write), ms(&total), mb(image_len), ms(&look)]);
+    table.row([
+        ms(&decode),
+        ms(&stack),
+        ms(&write),
+        ms(&total),
+        mb(image_len),
+        ms(&look),
+    ]);
     table.print()
 }
 

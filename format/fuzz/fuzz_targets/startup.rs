@@ -21,7 +21,7 @@ fuzz_target!(|input: &[u8]| {
 });
 
 fn check(file: &[u8], names: &[&[u8]]) {
-    assert!(names.len() <= 4096);
+    assert!(names.len() <= 2048);
     let range = file.as_ptr_range();
     assert!(names.iter().all(|name| range.start <= name.as_ptr() && name.as_ptr_range().end <= range.end));
 }

@@ -9,6 +9,8 @@ use crate::tree::{NodeId, NodeKind, Tree};
 const MOST_WORDS: usize = 64;
 /// Directories that programs are looked for in.
 const MOST_DIRECTORIES: usize = 32;
+/// Programs that are known by name.
+const MOST_PROGRAMS: usize = 20_000;
 /// Symbolic links on one path; the kernel follows forty.
 const MOST_LINKS: usize = 40;
 
@@ -79,7 +81,8 @@ impl Command {
                 .directory(at)
                 .into_iter()
                 .flat_map(|at| at.entries.keys());
-            for name in names.map(|name| name.as_bytes()) {
+            let left = MOST_PROGRAMS.saturating_sub(programs.len());
+            for name in names.map(|name| name.as_bytes()).take(left) {
                 let path = [directory.as_bytes(), b"/", name].concat();
                 if !programs.contains_key(name)
                     && let Some(place) = root.file(&path)

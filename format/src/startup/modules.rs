@@ -16,6 +16,9 @@ const MOST_MODULES: usize = 100_000;
 /// Directories on the path of an interpreter; one usually has four.
 const MOST_ROOTS: usize = 32;
 
+/// Packages from which one module may import; most do from fewer than ten.
+const MOST_PACKAGES: usize = 64;
+
 /// Directory of compiled modules, beside their source.
 const COMPILED: &[u8] = b"__pycache__";
 /// Module that a package itself is.
@@ -225,7 +228,7 @@ impl Modules {
         packages.sort_unstable();
         packages.dedup();
         // `from package import name`.
-        for package in packages {
+        for package in packages.into_iter().take(MOST_PACKAGES) {
             for name in names {
                 self.find_in(package, name, &mut found);
             }

@@ -15,8 +15,8 @@ const MAGIC_END: &[u8] = b"\r\n";
 const MOST_DEPTH: usize = 100;
 /// Set in the type of an object that later ones refer to.
 const IS_REFERRED_TO: u8 = 0x80;
-/// Names of one module that are looked at; the most seen is 2,000.
-const MOST_NAMES: usize = 4096;
+/// Names of one module that are looked at; the most seen is 1,000.
+const MOST_NAMES: usize = 2048;
 
 /// How code objects are laid out in a version of Python.
 #[derive(Clone, Copy, Debug)]

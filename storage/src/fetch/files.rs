@@ -3,8 +3,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
+use bytes::BytesMut;
 use sluice_format::program::Program;
 use sluice_format::startup::{FilePlace, ImageFiles, Module};
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
 use super::loader::{Met, Opened};
 use super::{Lane, Source};
@@ -13,6 +16,10 @@ use super::{Lane, Source};
 const MOST_CODE: u64 = 32 << 20;
 /// Plain bytes of modules that are looked into: an import of PyTorch reads 18 MB.
 const MOST_MODULES: u64 = 64 << 20;
+/// What a module counts for at least: looking into many small ones takes time too.
+const LEAST_MODULE: u64 = 8 << 10;
+/// Modules that are looked into at the same time. Readers need the threads that block as well.
+const LOOKS: usize = 2;
 
 /// One layer of an image, as far as its files are looked into. A layer that several images share knows those of one of them, and must not keep
 /// the other layers of that alive.
@@ -30,6 +37,7 @@ pub(crate) struct Files {
     layers: Vec<FileLayer>,
     code_left: AtomicU64,
     modules_left: AtomicU64,
+    looks: Semaphore,
 }
 
 impl Files {
@@ -40,6 +48,7 @@ impl Files {
             layers,
             code_left: AtomicU64::new(MOST_CODE),
             modules_left: AtomicU64::new(MOST_MODULES),
+            looks: Semaphore::new(LOOKS),
         }
     }
 
@@ -60,6 +69,14 @@ impl Files {
         self.places.library(name)
     }
 
+    /// The modules that a module leads to, by the content of its file.
+    pub(crate) async fn imports(self: &Arc<Self>, module: Module, file: BytesMut) -> Option<Vec<Module>> {
+        let _look = self.looks.acquire().await.ok()?;
+        let files = self.clone();
+        let imports = spawn_blocking(move || files.places.imports(&module, &file));
+        imports.await.ok()
+    }
+
     /// Whether so many bytes of code may be fetched as well.
     pub(crate) fn spend_on_code(&self, len: u64) -> bool {
         spend(&self.code_left, len)
@@ -67,7 +84,7 @@ impl Files {
 
     /// Whether so many bytes of modules may be looked into as well.
     pub(crate) fn spend_on_modules(&self, len: u64) -> bool {
-        spend(&self.modules_left, len)
+        spend(&self.modules_left, len.max(LEAST_MODULE))
     }
 }
 

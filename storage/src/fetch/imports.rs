@@ -9,7 +9,6 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sluice_format::startup::{FilePlace, Module, ModuleForm, interpreter_of, is_python};
 use tokio::runtime::Handle;
-use tokio::task::spawn_blocking;
 
 use super::Lane;
 use super::files::Files;
@@ -64,9 +63,7 @@ pub(crate) fn follow(files: Arc<Files>, module: Module) -> BoxFuture<'static, Op
             return None;
         }
         let file = opened.gather(0..place.len).await?;
-        let known = files.clone();
-        let imports = spawn_blocking(move || known.places.imports(&module, &file));
-        for import in imports.await.ok()? {
+        for import in files.imports(module, file).await? {
             tokio::spawn(follow(files.clone(), import));
         }
         Some(())
