@@ -115,7 +115,7 @@ async fn look_for(
 pub(super) async fn fetch_library(files: Arc<Files>, place: FilePlace, lane: Lane, code: Code) -> Option<()> {
     let (opened, met) = files.open(place, lane)?;
     // The section headers are the last of a file, so they come with the first.
-    opened.want([place.len.saturating_sub(1)..place.len]);
+    opened.want(std::iter::once(place.len.saturating_sub(1)..place.len));
     let library = met.meet_program(place.plain_off, &opened.gather(0..HEAD_LEN).await?)?;
     fetch_ahead(opened, Some(files), library, code).await;
     Some(())
