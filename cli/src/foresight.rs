@@ -8,12 +8,19 @@ use sluice_storage::{LazyImage, PlainLayer};
 
 use crate::container::RunConfig;
 
-/// Has fetched what the command of an image is going to read, unless everything is here already. Blocks.
-pub(crate) fn foresee(image: &LazyImage, tree: &Tree, layers: &[Arc<PlainLayer>]) {
+/// Has fetched what the command of an image is going to read, unless everything is here already: then nobody needs its `tree`. Blocks.
+pub(crate) fn foresee(
+    image: &LazyImage,
+    layers: &[Arc<PlainLayer>],
+    tree: impl FnOnce() -> anyhow::Result<Tree>,
+) {
     if layers.iter().all(|layer| layer.is_complete()) {
         return;
     }
     // A config that nobody can run is no concern of a mount.
     let config = RunConfig::parse(&image.config).unwrap_or_default();
-    PlainLayer::foresee(layers, ImageFiles::of(tree, &config.startup()));
+    match tree() {
+        Ok(tree) => PlainLayer::foresee(layers, ImageFiles::of(&tree, &config.startup())),
+        Err(error) => tracing::debug!(%error, "the files of an image are not looked into"),
+    }
 }

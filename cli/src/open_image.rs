@@ -118,7 +118,7 @@ impl Opener {
         let image = Arc::new(image);
         if known.is_none() {
             let (image, layers) = (image.clone(), layers.clone());
-            drop(spawn_blocking(move || foresee(&image, &tree, &layers)));
+            drop(spawn_blocking(move || foresee(&image, &layers, || Ok(tree))));
         }
         let recording = recorder
             .clone()

@@ -224,10 +224,7 @@ fn fetch_ahead(known: Option<&Profile>, image: &Loaded, layers: &[Arc<PlainLayer
         return replay(known, &image.image, layers);
     }
     if image.foresee() {
-        match merged_tree(&image.image.layers) {
-            Ok(tree) => foresee(&image.image, &tree, layers),
-            Err(error) => tracing::debug!(%error, "the files of an image are not looked into"),
-        }
+        foresee(&image.image, layers, || merged_tree(&image.image.layers));
     }
     0
 }

@@ -198,11 +198,7 @@ impl Modules {
 
     /// What an interpreter imports by itself.
     pub(super) fn first(&self) -> Vec<Module> {
-        let mut found = Vec::new();
-        for name in FIRST {
-            self.find_on_path(name, &self.roots, &mut found);
-        }
-        found
+        FIRST.into_iter().flat_map(|name| self.find(name)).collect()
     }
 
     /// A module by its name, from nowhere in particular.
