@@ -73,9 +73,11 @@ pub(super) async fn run<S: Sink>(
     let limits = limits.clone();
     let decoding = spawn_blocking(move || decode(to_decode, &plain, &limits));
     let taking = spawn_blocking(move || take(to_take, sink));
-    feed(blob, stored, advanced).await?;
-    let decoded = decoding.await.map_err(ended_early)?;
-    let taken = taking.await.map_err(ended_early)?;
+    let fed = feed(blob, stored, advanced).await;
+    // Also after a failure: whoever hears of it must find nothing left of the attempt, neither its file nor the space that this takes.
+    let (decoded, taken) = (decoding.await, taking.await);
+    fed?;
+    let (decoded, taken) = (decoded.map_err(ended_early)?, taken.map_err(ended_early)?);
     Ok(match decoded {
         Decoded::Stopped => Read {
             is_intact: true,

@@ -87,6 +87,11 @@ async fn attempts_that_are_cut_anywhere_lose_a_block_each_at_most() {
             Ok(streamed) => break streamed,
             Err(error) => assert!(error.is_temporary(), "{error:?}"),
         }
+        assert_eq!(
+            fixture.files("streams"),
+            0,
+            "nothing is left of attempt {attempts}"
+        );
     };
     fixture.assert_whole(&streamed, "cut");
     assert!(attempts > 3, "{attempts}");
