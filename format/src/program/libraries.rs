@@ -12,7 +12,7 @@ use object::pod;
 use object::read::elf::SectionHeader as _;
 
 use super::Program;
-use crate::startup::FilePlace;
+use crate::startup::{FilePlace, last_part};
 use crate::tree::{NodeKind, Tree};
 
 /// Bytes of a dynamic section that are looked at: sixteen per entry, of which linkers write about thirty and one per library.
@@ -113,7 +113,7 @@ impl LibraryPlaces {
             let meaning = match &tree.node(*id).kind {
                 NodeKind::Regular(content) => FilePlace::of(content).map(Meaning::File),
                 // A link to the same name leads to another directory, where the name is met too.
-                NodeKind::Symlink(target) => last_part(target)
+                NodeKind::Symlink(target) => Some(last_part(target))
                     .filter(|target| *target != name)
                     .map(|target| Meaning::Link(target.into())),
                 _ => None,
@@ -144,10 +144,6 @@ impl LibraryPlaces {
 fn is_library(name: &[u8]) -> bool {
     let begins = BEGINNINGS.iter().any(|beginning| name.starts_with(beginning));
     begins && name.windows(EXTENSION.len()).any(|part| part == EXTENSION)
-}
-
-fn last_part(path: &[u8]) -> Option<&[u8]> {
-    path.rsplit(|byte| *byte == b'/').next()
 }
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ pub use modules::{Module, ModuleForm};
 pub use node::{manifest_names, script_names};
 pub use python::{bytecode_names, source_names};
 
-use crate::program::LibraryPlaces;
+use crate::program::{LibraryPlaces, Program};
 use crate::tree::{ExtentSource, FileContent, Tree};
 use command::{Root, system_files};
 use modules::Modules;
@@ -114,6 +114,11 @@ impl ImageFiles {
         self.libraries.find(name)
     }
 
+    /// The loader that a program names.
+    pub fn loader(&self, program: &Program) -> Option<FilePlace> {
+        self.library(last_part(program.loader()?))
+    }
+
     /// What the start of an interpreter reads before it looks at a script, by the path of the interpreter.
     pub fn interpreter(&self, path: &[u8]) -> Vec<FilePlace> {
         let program = self.programs.get(last_part(path)).copied();
@@ -165,7 +170,8 @@ pub fn is_python(interpreter: &[u8]) -> bool {
     last_part(interpreter).starts_with(PYTHON)
 }
 
-fn last_part(path: &[u8]) -> &[u8] {
+/// What follows the last slash of a path.
+pub(crate) fn last_part(path: &[u8]) -> &[u8] {
     path.rsplit(|byte| *byte == b'/').next().unwrap_or_default()
 }
 

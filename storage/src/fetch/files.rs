@@ -4,7 +4,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::BytesMut;
-use sluice_format::program::Program;
 use sluice_format::startup::{FilePlace, ImageFiles, Module};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -61,12 +60,6 @@ impl Files {
             lane,
         };
         Some((opened, layer.met.clone()))
-    }
-
-    /// The loader of a program, which is a library by its name.
-    pub(crate) fn loader_of(&self, program: &Program) -> Option<FilePlace> {
-        let name = program.loader()?.rsplit(|byte| *byte == b'/').next()?;
-        self.places.library(name)
     }
 
     /// The modules that a module leads to, by the content of its file.

@@ -72,7 +72,7 @@ pub(crate) fn fetch_ahead(
         opened.want(program.data_ranges());
         if let Some((files, place)) = files
             .as_ref()
-            .and_then(|files| Some((files, files.loader_of(&program)?)))
+            .and_then(|files| Some((files, files.places.loader(&program)?)))
         {
             tokio::spawn(fetch_library(files.clone(), place, opened.lane, code));
         }
