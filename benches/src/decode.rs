@@ -97,7 +97,7 @@ async fn largest_layer(image: &str, plain_http: bool) -> anyhow::Result<LazyLaye
                 plain_http,
                 ..RegistryOptions::default()
             };
-            let client = RegistryClient::new(options)?;
+            let client = RegistryClient::new(options);
             (client.repository(&reference)?, reference.manifest_name())
         }
         ImageName::Layout { path, name } => {

@@ -117,7 +117,7 @@ impl EndSignals {
 }
 
 /// The client for all registries of a command.
-pub(crate) fn registries(args: &CommonArgs) -> anyhow::Result<Arc<RegistryClient>> {
+pub(crate) fn registries(args: &CommonArgs) -> Arc<RegistryClient> {
     let mut options = RegistryOptions {
         plain_http: args.plain_http,
         auth_file: args.auth_file.clone(),
@@ -126,7 +126,7 @@ pub(crate) fn registries(args: &CommonArgs) -> anyhow::Result<Arc<RegistryClient
     if let Some(hosts_dir) = &args.hosts_dir {
         options.hosts_dir.clone_from(hosts_dir);
     }
-    Ok(RegistryClient::new(options)?)
+    RegistryClient::new(options)
 }
 
 /// The platform that was asked for, or this host's.

@@ -46,7 +46,7 @@ async fn a_layout_keeps_the_contracts_and_leaves_no_other_files() {
 #[tokio::test]
 async fn a_real_registry_keeps_the_contracts() {
     let registry = DockerRegistry::start();
-    let client = RegistryClient::new(RegistryOptions::default()).unwrap();
+    let client = RegistryClient::new(RegistryOptions::default());
     let reference = format!("{}/team/app", registry.address()).parse().unwrap();
     let repository = client.repository(&reference).unwrap();
     check_writable_repository(repository.as_ref()).await;

@@ -99,7 +99,7 @@ async fn load_one(layer: &Converted, descriptor: Value, diff_id: DiffId) -> Resu
 #[tokio::test]
 async fn an_image_in_a_registry_is_loaded_with_one_request_per_layer_and_read() {
     let registry = DockerRegistry::start();
-    let client = RegistryClient::new(RegistryOptions::default()).expect("a client");
+    let client = RegistryClient::new(RegistryOptions::default());
     let reference = format!("{}/app:t", registry.address())
         .parse()
         .expect("a reference");

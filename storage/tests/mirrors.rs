@@ -47,7 +47,7 @@ impl Setup {
     fn new(origin: &OddRegistry, hosts: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let setup = Self {
-            client: RegistryClient::new(options(dir.path())).expect("a client"),
+            client: RegistryClient::new(options(dir.path())),
             address: origin.address.clone(),
             dir,
         };
@@ -337,8 +337,7 @@ async fn secrets_and_headers_of_one_host_do_not_reach_another() {
     setup.client = RegistryClient::new(RegistryOptions {
         auth_file: Some(auth_file),
         ..options(setup.dir.path())
-    })
-    .expect("a client");
+    });
     let read = setup.open(&bytes).read_range(0..1000).await;
     assert_eq!(read.expect("let in"), bytes);
     assert_eq!(mirror.asked("GET")[1].header(x_team.clone()), Some("a"));

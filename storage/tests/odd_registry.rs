@@ -36,7 +36,7 @@ fn options() -> RegistryOptions {
 }
 
 fn repository_with(options: RegistryOptions, registry: &OddRegistry) -> Arc<RegistryRepository> {
-    let client = RegistryClient::new(options).expect("a client");
+    let client = RegistryClient::new(options);
     let reference = format!("{}/a/b", registry.address).parse().expect("a reference");
     client.repository(&reference).expect("a repository")
 }
@@ -644,7 +644,7 @@ async fn a_blob_is_taken_over_where_the_registry_can() {
 #[tokio::test]
 async fn what_is_no_registry_says_so() {
     let dead: sluice_storage::Reference = "127.0.0.1:1/a".parse().expect("a reference");
-    let client = RegistryClient::new(options()).expect("a client");
+    let client = RegistryClient::new(options());
     let repository = client.repository(&dead).expect("a repository");
     let error = repository
         .fetch_manifest(&tag())

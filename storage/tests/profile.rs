@@ -51,7 +51,7 @@ fn registry(address: &str) -> Arc<dyn WritableRepository> {
         auth_file: Some("/nonexistent/auth.json".into()),
         ..RegistryOptions::default()
     };
-    let client = RegistryClient::new(options).expect("a client");
+    let client = RegistryClient::new(options);
     client
         .repository(&format!("{address}/a/b").parse().expect("a reference"))
         .expect("a repository")

@@ -32,7 +32,7 @@ fn repository(address: &str) -> Arc<RegistryRepository> {
         auth_file: Some("/nonexistent/auth.json".into()),
         ..RegistryOptions::default()
     };
-    let client = RegistryClient::new(options).expect("a client");
+    let client = RegistryClient::new(options);
     client
         .repository(&format!("{address}/a/b").parse().expect("a reference"))
         .expect("a repository")

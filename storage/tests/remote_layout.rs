@@ -32,7 +32,7 @@ fn client_with(auth_file: Option<PathBuf>) -> Arc<RegistryClient> {
         auth_file,
         ..RegistryOptions::default()
     };
-    RegistryClient::new(options).expect("a client")
+    RegistryClient::new(options)
 }
 
 /// A layout directory with one blob and one manifest under two tags.

@@ -92,7 +92,7 @@ async fn fetch(dir: &Path, hosts: &str) -> Result<Manifest, Error> {
         first_retry_delay: Duration::from_millis(5),
         ..RegistryOptions::default()
     };
-    let client = RegistryClient::new(options)?;
+    let client = RegistryClient::new(options);
     let repository = client.repository(&"r.example/a:t".parse()?)?;
     let name = ManifestName::Tag("t".to_owned());
     repository.fetch_manifest(&name).await

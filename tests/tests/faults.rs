@@ -160,7 +160,7 @@ fn options() -> RegistryOptions {
 }
 
 async fn open(reference: &str, cache: &Path) -> Result<Vec<Arc<PlainLayer>>> {
-    let client = RegistryClient::new(options())?;
+    let client = RegistryClient::new(options());
     let reference = reference.trim_start_matches("docker://").parse()?;
     let repository: Arc<dyn Repository> = client.repository(&reference)?;
     let image = load(&repository, "c").await?;

@@ -150,7 +150,7 @@ fn options() -> RegistryOptions {
 }
 
 async fn load(reference: &str, cache: &Path) -> Result<(), Error> {
-    let client = RegistryClient::new(options())?;
+    let client = RegistryClient::new(options());
     let reference = reference.trim_start_matches("docker://").parse()?;
     let repository: Arc<dyn Repository> = client.repository(&reference)?;
     let platform: Platform = "linux/amd64".parse()?;

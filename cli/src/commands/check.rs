@@ -31,7 +31,7 @@ async fn work(args: &CheckArgs, bars: &Bars) -> anyhow::Result<CheckReport> {
         platform: wiring::platforms(&args.platform)?,
         ..CheckOptions::default()
     };
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let source = Source::open(&args.source, &registries).await?;
     let against = match &args.against {
         Some(original) => Some(Source::open(original, &registries).await?),

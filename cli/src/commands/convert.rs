@@ -24,7 +24,7 @@ async fn work(args: &ConvertArgs, bars: &Bars) -> anyhow::Result<ConvertReport> 
         jobs: args.encoding.jobs,
         ..ConvertOptions::default()
     };
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let source = Source::open(&args.source, &registries).await?;
     let target = Target::create(&args.target, &registries).await?;
     Ok(convert(&source, &target, &options, bars).await?)

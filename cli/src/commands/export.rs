@@ -25,7 +25,7 @@ pub(super) fn run(args: &ExportArgs) -> anyhow::Result<()> {
 }
 
 async fn work(args: &ExportArgs, bars: &Bars) -> anyhow::Result<ExportReport> {
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let cache = cache(args)?;
     let mut source = Source::open(&args.image, &registries).await?;
     if let Some(cache) = &cache {

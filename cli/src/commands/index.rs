@@ -24,7 +24,7 @@ pub(super) fn run(args: &IndexArgs) -> anyhow::Result<()> {
 }
 
 async fn work(args: &IndexArgs, bars: &Bars) -> anyhow::Result<IndexReport> {
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let platform = wiring::platform(args.platform.as_deref())?;
     let limits = Limits::default();
     let (repository, name) = wiring::writable_repository(&args.image, &registries)?;

@@ -17,7 +17,7 @@ pub(super) fn run(args: &LookArgs) -> anyhow::Result<()> {
 }
 
 async fn work(args: &LookArgs) -> anyhow::Result<InspectReport> {
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let source = Source::open(&args.source, &registries).await?;
     let platform = args.platform.as_deref().map(str::parse).transpose()?;
     Ok(inspect(&source, platform.as_ref(), &Limits::default()).await?)

@@ -19,7 +19,7 @@ pub(super) fn run(args: &LsArgs) -> anyhow::Result<()> {
 }
 
 async fn work(args: &LsArgs) -> anyhow::Result<Vec<FileStat>> {
-    let registries = wiring::registries(&args.look.common)?;
+    let registries = wiring::registries(&args.look.common);
     let source = Source::open(&args.look.source, &registries).await?;
     let platform = wiring::platform(args.look.platform.as_deref())?;
     let browser = ImageBrowser::open(&source, &platform, &Limits::default()).await?;

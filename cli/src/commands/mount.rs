@@ -49,7 +49,7 @@ pub(super) fn run(args: &MountArgs) -> anyhow::Result<()> {
 async fn serve(args: &MountArgs, helper: Arc<MountHelper>, guard: &mut Guard) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut signals = EndSignals::new()?;
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let timeline = args.stats.as_ref().map(|_| Arc::new(Timeline::new()));
     let counters = Arc::new(Counters::default());
     let bars = Arc::new(Bars::new(args.common.json));

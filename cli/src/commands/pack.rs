@@ -23,7 +23,7 @@ pub(super) fn run(args: &PackArgs) -> anyhow::Result<()> {
 
 async fn work(args: &PackArgs, bars: &Bars) -> anyhow::Result<PackReport> {
     let options = options(args)?;
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let target = Target::create(&args.target, &registries).await?;
     Ok(pack(&args.dir, &target, &options, bars).await?)
 }

@@ -14,7 +14,7 @@ pub(super) fn run(args: &PullArgs) -> anyhow::Result<()> {
 }
 
 async fn pull(args: &PullArgs) -> anyhow::Result<()> {
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let repository: Arc<dyn Repository> = registries.repository(&args.image)?;
     let pull = Pull {
         image: args.image.to_string(),

@@ -59,7 +59,9 @@ pub(super) fn run(args: &SnapshotterArgs) -> anyhow::Result<()> {
 async fn run_engine(args: &SnapshotterArgs, store: DescriptorStore, left: &mut bool) -> anyhow::Result<()> {
     let signals = EndSignals::new()?;
     let counters = Arc::new(Counters::default());
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
+    let prepared = registries.clone();
+    tokio::spawn(async move { prepared.prepare().await });
     let others = image_service(args, &registries)?;
     let engine = open_engine(args, registries, &counters, store).await?;
     let result = serve_until_ended(args, signals, engine.clone(), others, counters).await;

@@ -14,7 +14,7 @@ use crate::{output, wiring};
 const TELLING_LEN: u64 = 128 << 10;
 
 pub(super) async fn examine(args: &DoctorArgs, reference: &Reference) -> anyhow::Result<Vec<Finding>> {
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let repository = registries.repository(reference)?;
     let layers = match layers(args, repository.as_ref(), reference).await {
         Ok(layers) => layers,

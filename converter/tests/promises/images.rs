@@ -316,7 +316,7 @@ pub(crate) async fn assert_sound(image: &Source, against: Option<&Source>) {
 
 /// A client that is never asked for a registry.
 pub(crate) fn no_registries() -> Arc<RegistryClient> {
-    RegistryClient::new(RegistryOptions::default()).unwrap()
+    RegistryClient::new(RegistryOptions::default())
 }
 
 pub(crate) async fn open_source(name: &str) -> Result<Source, Error> {

@@ -51,7 +51,7 @@ impl fmt::Debug for Bucket {
 impl Bucket {
     /// The bucket that `place` names, with what the environment says of its service.
     pub(super) fn open(place: &RemotePlace, client: &Arc<RegistryClient>) -> Result<Self, Error> {
-        let transport = ReqwestTransport::new(client.plain_http_client());
+        let transport = ReqwestTransport::new(client.plain_http_client()?);
         let context = OperationContext::new().with_http_transport(HttpTransporter::new(transport));
         let operator = build(place).map_err(|error| {
             let message = format!("{place} cannot be set up");

@@ -13,6 +13,7 @@
 
 mod answer;
 mod auth;
+mod clients;
 mod credentials;
 mod endpoint;
 mod exchange;
@@ -85,19 +86,21 @@ pub struct RegistryClient {
 }
 
 impl RegistryClient {
-    /// A client without open connections. Installs ring as the TLS provider of the process when it has none.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Io`] when the TLS roots of the system cannot be loaded.
-    pub fn new(options: RegistryOptions) -> Result<Arc<Self>, Error> {
+    /// A client without open connections. With its first connection it installs ring as the TLS provider of the process when that has none.
+    pub fn new(options: RegistryOptions) -> Arc<Self> {
         let traffic = Arc::new(TrafficCounters::default());
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             exchange: Exchange::new(&options),
-            transport: Transport::new(&options, &traffic)?,
+            transport: Transport::new(&options, &traffic),
             options,
             hosts: Mutex::default(),
             traffic,
-        }))
+        })
+    }
+
+    /// Reads the trust store of the system, so that no request has to wait for that. Where there is none, the first request over TLS says so.
+    pub async fn prepare(&self) {
+        self.transport.prepare().await;
     }
 
     /// The repository that `reference` names; its tag or digest does not matter. Looks for a `hosts.toml`, which blocks on the
@@ -150,7 +153,7 @@ impl RegistryClient {
 
     /// Connections for whatever needs nothing of the rest.
     #[cfg(feature = "object-storage")]
-    pub(crate) fn plain_http_client(&self) -> reqwest::Client {
+    pub(crate) fn plain_http_client(&self) -> Result<reqwest::Client, Error> {
         self.transport.client()
     }
 

@@ -2,29 +2,24 @@
 //!
 //! Redirects are not followed and nothing is retried here. The wait for the head is bounded per request, because an upload
 //! may take minutes where a range takes a moment; bodies have an idle timeout of their own. Bytes must arrive as they are stored, so no
-//! encoding is offered. Loopback hosts are reached without the proxy that the environment may name.
+//! encoding is offered.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
+use reqwest::Method;
 use reqwest::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, ClientBuilder, Method};
 use url::{Origin, Url};
 
 use super::answer::{Answer, transport_failure};
-use super::endpoint::{authority, is_loopback};
+use super::clients::Clients;
+use super::endpoint::authority;
 use super::hosts::config::HostConfig;
 use super::retry::Failure;
-use super::{HttpVersion, RegistryOptions, TrafficCounters, tls};
+use super::{RegistryOptions, TrafficCounters};
 use crate::{Error, ErrorKind};
-
-/// Idle connections kept per host: as many as a fetcher uses at a time.
-const IDLE_CONNECTIONS: usize = 32;
-/// How long one is kept: shorter than the minute after which most servers and balancers close it.
-const IDLE_LIFETIME: Duration = Duration::from_secs(50);
-const USER_AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
 
 /// A request apart from where it goes and who asks.
 #[derive(Clone, Debug)]
@@ -73,8 +68,7 @@ impl Request {
 /// The connection pools of one host, or of all hosts that need nothing of their own.
 #[derive(Clone, Debug)]
 pub(super) struct Transport {
-    proxied: Client,
-    direct: Client,
+    clients: Arc<Clients>,
     own: Option<Arc<OwnHeaders>>,
     answer_timeout: Duration,
     idle_timeout: Duration,
@@ -90,69 +84,51 @@ struct OwnHeaders {
 
 impl Transport {
     /// The connections of hosts that need nothing of their own.
-    pub(super) fn new(options: &RegistryOptions, traffic: &Arc<TrafficCounters>) -> Result<Self, Error> {
-        let failed = |error| Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error);
-        Self::build(options, traffic, &|| client(options)).map_err(failed)
+    pub(super) fn new(options: &RegistryOptions, traffic: &Arc<TrafficCounters>) -> Self {
+        Self::with(Clients::shared(options), None, options, traffic)
     }
 
-    /// The connections of a host with certificates, headers or a time limit of its own. Certificates also count for hosts that
-    /// it redirects to, as with containerd.
+    /// The connections of a host with certificates, headers or a time limit of its own.
     pub(super) fn for_host(
         options: &RegistryOptions,
         traffic: &Arc<TrafficCounters>,
         config: &HostConfig,
         base: &Url,
     ) -> Result<Self, Error> {
-        let failed = |error| {
-            let message = format!("the certificates for {} cannot be used", authority(base));
-            Error::new(ErrorKind::InvalidInput, message).with_source(error)
-        };
-        let (trusted, identity) = (tls::trusted(&config.ca)?, tls::identity(&config.client)?);
-        let configured = || {
-            let mut builder = client(options)
-                .tls_certs_merge(trusted.clone())
-                .tls_danger_accept_invalid_certs(config.skip_verify);
-            if let Some(identity) = &identity {
-                builder = builder.identity(identity.clone());
-            }
-            match config.dial_timeout {
-                Some(timeout) => builder.connect_timeout(timeout),
-                None => builder,
-            }
-        };
-        let mut transport = Self::build(options, traffic, &configured).map_err(failed)?;
-        transport.own = (!config.headers.is_empty()).then(|| {
+        let own = (!config.headers.is_empty()).then(|| {
             Arc::new(OwnHeaders {
                 origin: base.origin(),
                 headers: config.headers.clone(),
             })
         });
-        Ok(transport)
+        let clients = Clients::of_host(options, config, base)?;
+        Ok(Self::with(clients, own, options, traffic))
     }
 
-    /// The pool itself, for clients of other protocols.
+    /// Makes what TLS needs.
+    pub(super) async fn prepare(&self) {
+        self.clients.prepare().await;
+    }
+
+    /// A client for other protocols. Blocks on the disk.
     #[cfg(feature = "object-storage")]
-    pub(super) fn client(&self) -> Client {
-        self.proxied.clone()
+    pub(super) fn client(&self) -> Result<reqwest::Client, Error> {
+        self.clients.any()
     }
 
-    fn build(
+    fn with(
+        clients: Clients,
+        own: Option<Arc<OwnHeaders>>,
         options: &RegistryOptions,
         traffic: &Arc<TrafficCounters>,
-        client: &dyn Fn() -> ClientBuilder,
-    ) -> Result<Self, reqwest::Error> {
-        if rustls::crypto::CryptoProvider::get_default().is_none() {
-            // Fails only when another thread has just installed one, which serves as well.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
-        Ok(Self {
-            proxied: client().build()?,
-            direct: client().no_proxy().build()?,
-            own: None,
+    ) -> Self {
+        Self {
+            clients: Arc::new(clients),
+            own,
             answer_timeout: options.answer_timeout,
             idle_timeout: options.idle_timeout,
             traffic: traffic.clone(),
-        })
+        }
     }
 
     /// Sends `request` to `url` and waits for the head of the answer, whatever its status.
@@ -162,11 +138,7 @@ impl Transport {
         url: &Url,
         authorization: Option<HeaderValue>,
     ) -> Result<Answer, Failure> {
-        let client = if is_loopback(url) {
-            &self.direct
-        } else {
-            &self.proxied
-        };
+        let client = self.clients.of(url).await?;
         let builder = client
             .request(request.method.clone(), url.clone())
             .headers(self.headers(request, url, authorization))
@@ -208,21 +180,5 @@ impl Transport {
             headers.insert(AUTHORIZATION, authorization);
         }
         headers
-    }
-}
-
-fn client(options: &RegistryOptions) -> ClientBuilder {
-    let builder = Client::builder()
-        .user_agent(USER_AGENT)
-        .redirect(reqwest::redirect::Policy::none())
-        .retry(reqwest::retry::never())
-        .referer(false)
-        .tcp_nodelay(true)
-        .connect_timeout(options.connect_timeout)
-        .pool_max_idle_per_host(IDLE_CONNECTIONS)
-        .pool_idle_timeout(IDLE_LIFETIME);
-    match options.http_version {
-        HttpVersion::Http1Only => builder.http1_only(),
-        HttpVersion::Negotiate => builder.http2_adaptive_window(true),
     }
 }

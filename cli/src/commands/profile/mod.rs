@@ -40,7 +40,7 @@ async fn resolve(
     image: &ImageName,
     args: &ProfileStoreArgs,
 ) -> anyhow::Result<(Arc<dyn WritableRepository>, ResolvedImage)> {
-    let registries = wiring::registries(&args.common)?;
+    let registries = wiring::registries(&args.common);
     let platform = wiring::platform(args.platform.as_deref())?;
     let (repository, name) = wiring::writable_repository(image, &registries)?;
     let resolved = resolve_image(repository.as_ref(), &name, &platform, &Limits::default()).await?;

@@ -178,7 +178,7 @@ async fn record(args: &ProfileRecordArgs, helper: Arc<MountHelper>) -> anyhow::R
 }
 
 async fn open(args: &ProfileRecordArgs, bars: &Arc<Bars>) -> anyhow::Result<OpenImage> {
-    let registries = wiring::registries(&args.store.common)?;
+    let registries = wiring::registries(&args.store.common);
     let platform = wiring::platform(args.store.platform.as_deref())?;
     let cache_dir = args.store.cache.clone().map_or_else(Cache::default_dir, Ok)?;
     let opener = Opener {

@@ -71,7 +71,7 @@ pub(super) fn run(args: &ProfileOfArgs) -> anyhow::Result<()> {
 
 fn load_image(name: &ImageName, args: &ProfileStoreArgs) -> anyhow::Result<LazyImage> {
     wiring::run(async {
-        let registries = wiring::registries(&args.common)?;
+        let registries = wiring::registries(&args.common);
         let platform = wiring::platform(args.platform.as_deref())?;
         let cache = Cache::open(args.cache.clone().map_or_else(Cache::default_dir, Ok)?)?;
         wiring::load_image(name, &platform, &registries, &cache).await

@@ -1,0 +1,191 @@
+//! HTTP clients of one host, or of all hosts that need nothing of their own.
+//!
+//! A client that speaks TLS reads the trust store of the system when it is made: 290 files on Debian, 30 ms with all of them in memory and 60 ms
+//! without. So each client is made when it is first needed, and one for plain HTTP trusts nobody. Loopback hosts are reached without the proxy
+//! that the environment may name.
+
+use std::env;
+use std::sync::Arc;
+use std::time::Duration;
+
+use reqwest::{Certificate, Client, ClientBuilder, Identity};
+use tokio::sync::OnceCell;
+use url::Url;
+
+use super::endpoint::{authority, is_loopback};
+use super::hosts::config::HostConfig;
+use super::{HttpVersion, RegistryOptions, tls};
+use crate::{Error, ErrorKind, blocking};
+
+/// Idle connections kept per host: as many as a fetcher uses at a time.
+const IDLE_CONNECTIONS: usize = 32;
+/// How long one is kept: shorter than the minute after which most servers and balancers close it.
+const IDLE_LIFETIME: Duration = Duration::from_secs(50);
+const USER_AGENT: &str = concat!("sluice/", env!("CARGO_PKG_VERSION"));
+/// Where the environment names the proxy of plain HTTP, which may itself be spoken to with TLS.
+const PROXIES_OF_HTTP: [&str; 4] = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+
+/// What tells one client from another.
+#[derive(Clone, Copy, Debug)]
+struct Kind {
+    verifies: bool,
+    is_direct: bool,
+}
+
+impl Kind {
+    /// That of the client for hosts elsewhere that are reached over TLS.
+    const TLS: Self = Self {
+        verifies: true,
+        is_direct: false,
+    };
+
+    /// That of the client for a URL.
+    fn of(url: &Url) -> Self {
+        let is_direct = is_loopback(url);
+        Self {
+            verifies: url.scheme() != "http" || !is_direct && has_proxy_with_tls(),
+            is_direct,
+        }
+    }
+}
+
+fn has_proxy_with_tls() -> bool {
+    let speaks_tls = |name| env::var(name).is_ok_and(|proxy| proxy.starts_with("https:"));
+    PROXIES_OF_HTTP.into_iter().any(speaks_tls)
+}
+
+/// The clients, as far as they were needed.
+#[derive(Debug)]
+pub(super) struct Clients {
+    settings: Arc<Settings>,
+    made: [[OnceCell<Client>; 2]; 2],
+}
+
+impl Clients {
+    /// Those of hosts that need nothing of their own.
+    pub(super) fn shared(options: &RegistryOptions) -> Self {
+        Self::new(Settings {
+            http_version: options.http_version,
+            connect_timeout: options.connect_timeout,
+            trusted: Vec::new(),
+            identity: None,
+            skip_verify: false,
+        })
+    }
+
+    /// Those of a host with settings of its own, at `base`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] for certificates that cannot be used.
+    pub(super) fn of_host(options: &RegistryOptions, config: &HostConfig, base: &Url) -> Result<Self, Error> {
+        let clients = Self::new(Settings {
+            http_version: options.http_version,
+            connect_timeout: config.dial_timeout.unwrap_or(options.connect_timeout),
+            trusted: tls::trusted(&config.ca)?,
+            identity: tls::identity(&config.client)?,
+            skip_verify: config.skip_verify,
+        });
+        let settings = &clients.settings;
+        if !settings.trusted.is_empty() || settings.identity.is_some() {
+            // Only making a client tells whether they are any good, and whoever wrote them down is to hear of it at once.
+            settings.make(Kind::TLS).map_err(|error| {
+                let message = format!("the certificates for {} cannot be used", authority(base));
+                Error::new(ErrorKind::InvalidInput, message).with_source(error)
+            })?;
+        }
+        Ok(clients)
+    }
+
+    fn new(settings: Settings) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            made: Default::default(),
+        }
+    }
+
+    /// The client for a URL.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Io`] when the system has no trust store.
+    pub(super) async fn of(&self, url: &Url) -> Result<&Client, Error> {
+        self.get(Kind::of(url)).await
+    }
+
+    /// Makes the client for hosts that are reached over TLS. That it cannot be made is told to whoever needs it.
+    pub(super) async fn prepare(&self) {
+        let _ = self.get(Kind::TLS).await;
+    }
+
+    async fn get(&self, kind: Kind) -> Result<&Client, Error> {
+        let cell = &self.made[usize::from(kind.verifies)][usize::from(kind.is_direct)];
+        let make = || {
+            let settings = self.settings.clone();
+            blocking::run("read the trust store", move || {
+                settings.make(kind).map_err(|error| {
+                    Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error)
+                })
+            })
+        };
+        cell.get_or_try_init(make).await
+    }
+
+    /// A client for URLs of any kind, for other protocols. Blocks on the disk.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    #[cfg(feature = "object-storage")]
+    pub(super) fn any(&self) -> Result<Client, Error> {
+        self.settings
+            .make(Kind::TLS)
+            .map_err(|error| Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error))
+    }
+}
+
+#[derive(Debug)]
+struct Settings {
+    http_version: HttpVersion,
+    connect_timeout: Duration,
+    /// Certificates beside those of the system. They also count for hosts that this one redirects to, as with containerd.
+    trusted: Vec<Certificate>,
+    identity: Option<Identity>,
+    skip_verify: bool,
+}
+
+impl Settings {
+    fn make(&self, kind: Kind) -> reqwest::Result<Client> {
+        if rustls::crypto::CryptoProvider::get_default().is_none() {
+            // Fails only when another thread has just installed one, which serves as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let mut builder = self.common();
+        if kind.is_direct {
+            builder = builder.no_proxy();
+        }
+        if !kind.verifies {
+            return builder.tls_certs_only([]).build();
+        }
+        if let Some(identity) = &self.identity {
+            builder = builder.identity(identity.clone());
+        }
+        builder
+            .tls_certs_merge(self.trusted.clone())
+            .tls_danger_accept_invalid_certs(self.skip_verify)
+            .build()
+    }
+
+    fn common(&self) -> ClientBuilder {
+        let builder = Client::builder()
+            .user_agent(USER_AGENT)
+            .redirect(reqwest::redirect::Policy::none())
+            .retry(reqwest::retry::never())
+            .referer(false)
+            .tcp_nodelay(true)
+            .connect_timeout(self.connect_timeout)
+            .pool_max_idle_per_host(IDLE_CONNECTIONS)
+            .pool_idle_timeout(IDLE_LIFETIME);
+        match self.http_version {
+            HttpVersion::Http1Only => builder.http1_only(),
+            HttpVersion::Negotiate => builder.http2_adaptive_window(true),
+        }
+    }
+}
