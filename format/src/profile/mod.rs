@@ -101,9 +101,14 @@ impl Profile {
         self.image_id
     }
 
-    /// Starts that went into this profile.
+    /// Starts that went into this profile. None went into one that was foretold.
     pub fn runs(&self) -> u32 {
         self.runs
+    }
+
+    /// Whether it is what the files of the image tell, and no start has gone into it.
+    pub fn is_foretold(&self) -> bool {
+        self.runs == 0
     }
 
     /// The layers of which anything was demanded.

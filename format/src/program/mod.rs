@@ -14,8 +14,9 @@ mod libraries;
 use std::ops::Range;
 
 use object::elf::{
-    EM_X86_64, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_GNU_RELRO, PT_INTERP, PT_LOAD, SHF_ALLOC, SHT_DYNSYM,
-    SHT_GNU_HASH, SHT_GNU_VERSYM, SHT_HASH, SHT_RELA, SHT_STRTAB, SectionHeader64, SectionType,
+    EM_X86_64, FileHeader64, PF_W, PF_X, PT_DYNAMIC, PT_GNU_EH_FRAME, PT_GNU_RELRO, PT_INTERP, PT_LOAD,
+    SHF_ALLOC, SHT_DYNSYM, SHT_GNU_HASH, SHT_GNU_VERSYM, SHT_HASH, SHT_RELA, SHT_STRTAB, SectionHeader64,
+    SectionType,
 };
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 use object::{Endianness, pod};
@@ -55,6 +56,8 @@ pub struct Program {
     writable: Vec<Range<u64>>,
     /// Executable parts of the file.
     code: Vec<Range<u64>>,
+    /// Parts that are neither: constants, and what the loader reads; not the tables for exceptions, which lie behind them.
+    read_only: Vec<Range<u64>>,
     /// Path of the loader.
     loader: Option<Box<[u8]>>,
     sections: Range<u64>,
@@ -73,21 +76,29 @@ impl Program {
             patched: None,
             writable: Vec::new(),
             code: Vec::new(),
+            read_only: Vec::new(),
             loader: None,
             sections: section_headers(header, endian),
         };
-        let mut is_dynamic = false;
+        let (mut is_dynamic, mut exceptions) = (false, None);
         for header in headers.iter().take(MOST_HEADERS) {
             let offset = header.p_offset(endian);
             let file = offset..offset.checked_add(header.p_filesz(endian))?;
             match header.p_type(endian) {
                 PT_LOAD if header.p_flags(endian).contains(PF_W) => program.writable.push(file),
                 PT_LOAD if header.p_flags(endian).contains(PF_X) => program.code.push(file),
+                PT_LOAD => program.read_only.push(file),
                 PT_GNU_RELRO => program.patched = Some(file),
                 PT_DYNAMIC => is_dynamic = true,
+                PT_GNU_EH_FRAME => exceptions = Some(file.start),
                 PT_INTERP => program.loader = path_in(head, file),
                 _ => {}
             }
+        }
+        for range in &mut program.read_only {
+            range.end = exceptions
+                .filter(|start| range.contains(start))
+                .unwrap_or(range.end);
         }
         is_dynamic.then_some(program)
     }
@@ -114,9 +125,10 @@ impl Program {
         bounded(ranges)
     }
 
-    /// Ranges of the file with code.
+    /// Ranges of the file with code and constants.
     pub fn code_ranges(&self) -> Vec<Range<u64>> {
-        bounded(self.code.clone())
+        let ranges = self.code.iter().chain(&self.read_only);
+        bounded(ranges.cloned().collect())
     }
 
     /// Ranges of the file with relocations and symbols, told by the bytes of the section headers.
@@ -207,7 +219,19 @@ mod tests {
                 .any(|at| at == b"libc.so.6")
         });
         assert!(names);
-        assert!(!program.code_ranges().is_empty());
+        let code = program.code_ranges();
+        // What is said above, put together so that it is only there once.
+        let constant = [&b"this test "[..], b"is a program"].concat();
+        let at = bytes
+            .windows(constant.len())
+            .position(|part| part == constant)
+            .expect("it is there") as u64;
+        assert!(code.iter().any(|range| range.contains(&at)), "{code:?} {at}");
+        let len: u64 = code.iter().map(|range| range.end - range.start).sum();
+        assert!(
+            len < bytes.len() as u64 / 2,
+            "neither tables for exceptions nor those for debuggers"
+        );
         let loader = String::from_utf8_lossy(program.loader().expect("it is linked")).into_owned();
         assert!(loader.starts_with("/lib") && loader.contains("/ld-"), "{loader}");
         let inside = |range: &Range<u64>| range.end <= bytes.len() as u64;

@@ -15,7 +15,7 @@ const MOST_PROGRAMS: usize = 20_000;
 const MOST_LINKS: usize = 40;
 
 /// What the C library reads in nearly every start, beside the program: the places of libraries, the time zone, character sets, and users.
-const SYSTEM_FILES: [&str; 7] = [
+const SYSTEM_FILES: [&str; 8] = [
     "/etc/ld.so.cache",
     "/usr/lib/locale/C.utf8/LC_CTYPE",
     "/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
@@ -23,6 +23,7 @@ const SYSTEM_FILES: [&str; 7] = [
     "/etc/localtime",
     "/etc/nsswitch.conf",
     "/etc/passwd",
+    "/etc/group",
 ];
 
 /// What an image runs, as its config says.

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 pub use command::Command;
 pub use modules::{Module, ModuleForm};
 pub use node::{manifest_names, script_names};
-pub use python::{bytecode_names, source_names};
+pub use python::{Import, bytecode_imports, source_names};
 
 use crate::program::{LibraryPlaces, Program};
 use crate::tree::{ExtentSource, FileContent, Tree};
@@ -134,8 +134,8 @@ impl ImageFiles {
     pub fn imports(&self, module: &Module, file: &[u8]) -> Vec<Module> {
         let modules = &self.modules;
         match module.form {
-            ModuleForm::Source => modules.imported(module, &source_names(file)),
-            ModuleForm::Bytecode => modules.imported(module, &bytecode_names(file)),
+            ModuleForm::Source => modules.imported(module, &Import::any_of(source_names(file))),
+            ModuleForm::Bytecode => modules.imported(module, &bytecode_imports(file)),
             ModuleForm::Script => modules.required(module, &script_names(file)),
             ModuleForm::Manifest => modules.exported(module, &manifest_names(file)),
             ModuleForm::Extension | ModuleForm::Data => Vec::new(),

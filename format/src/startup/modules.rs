@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{FilePlace, node};
+use super::{FilePlace, Import, node};
 use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Directories of an image that are looked at.
@@ -208,24 +208,35 @@ impl Modules {
         found
     }
 
-    /// The modules that these names may stand for in the code of `importer`, packages on the way included.
-    pub(super) fn imported(&self, importer: &Module, names: &[&[u8]]) -> Vec<Module> {
+    /// The modules that `importer` imports, packages on the way included.
+    pub(super) fn imported(&self, importer: &Module, imports: &[Import<'_>]) -> Vec<Module> {
         let mut found = Vec::new();
-        let mut packages = Vec::new();
+        let mut packages_left = MOST_PACKAGES;
         let near = [Some(importer.folder), self.folders[importer.folder].parent];
         let mut path = vec![self.top_of(importer.folder)];
         path.extend(&self.roots);
-        for name in names.iter().filter(|name| !FOR_DEVELOPERS.contains(name)) {
-            packages.extend(self.find_on_path(name, &path, &mut found));
-            for folder in near.into_iter().flatten() {
-                packages.extend(self.find_in(folder, name, &mut found));
+        for Import { module, names } in imports {
+            if FOR_DEVELOPERS.contains(module) {
+                continue;
             }
-        }
-        packages.sort_unstable();
-        packages.dedup();
-        // `from package import name`.
-        for package in packages.into_iter().take(MOST_PACKAGES) {
-            for name in names {
+            let mut packages: Vec<usize> = Vec::new();
+            if module.is_empty() {
+                packages.extend(near.into_iter().flatten());
+            } else {
+                packages.extend(self.find_on_path(module, &path, &mut found));
+                for folder in near.into_iter().flatten() {
+                    packages.extend(self.find_in(folder, module, &mut found));
+                }
+            }
+            packages.sort_unstable();
+            packages.dedup();
+            // `from package import name`.
+            packages.truncate(packages_left);
+            packages_left -= packages.len();
+            for (package, name) in packages
+                .iter()
+                .flat_map(|package| names.iter().map(move |name| (*package, name)))
+            {
                 self.find_in(package, name, &mut found);
             }
         }

@@ -1,9 +1,11 @@
 //! Which modules a Python file names.
 //!
-//! Compiled files are marshalled code objects; the names that the code of a module itself uses, functions left out, stand in one tuple of it. Modules
-//! that it imports are among them, and of the other names hardly any is that of a module. In source, import statements are looked for line by line.
+//! Compiled files are marshalled code objects; the names that the code of a module itself uses, functions left out, stand in one tuple of it, and two
+//! instructions of that code tell which of them it imports. Where the numbers of these instructions are not known, every name may be one: that is twice the
+//! modules, as half the standard library is named like somebody's function. In source, import statements are looked for line by line.
 //!
-//! Source: `Python/marshal.c` of CPython 3.8 to 3.14, and the magic numbers in its `importlib`. A file that lies about itself gives no names, or wrong ones.
+//! Source: `Python/marshal.c` of CPython 3.8 to 3.14, the magic numbers in its `importlib`, and the `opcode` module of each version. A file that lies about
+//! itself gives no names, or wrong ones.
 
 use std::rc::Rc;
 
@@ -43,12 +45,87 @@ impl CodeLayout {
     }
 }
 
-/// The names that the code of a compiled module uses. Empty when the file is none that is understood.
-pub fn bytecode_names(file: &[u8]) -> Vec<&[u8]> {
-    names_of_module(file).unwrap_or_default()
+/// The instructions that import.
+#[derive(Clone, Copy, Debug)]
+struct Instructions {
+    import_name: u8,
+    import_from: u8,
+    extended_arg: u8,
 }
 
-fn names_of_module(file: &[u8]) -> Option<Vec<&[u8]>> {
+impl Instructions {
+    fn of(magic: u16) -> Option<Self> {
+        let [import_name, import_from, extended_arg] = match magic {
+            3413..=3531 => [108, 109, 144],
+            3571 => [75, 74, 71],
+            3627 => [73, 72, 69],
+            _ => return None,
+        };
+        Some(Self {
+            import_name,
+            import_from,
+            extended_arg,
+        })
+    }
+
+    /// What code imports that has these names. Between instructions may be places for caches, which are zero in files.
+    fn imports<'a>(self, code: &[u8], names: &[&'a [u8]]) -> Vec<Import<'a>> {
+        let mut imports = Vec::new();
+        let mut left = MOST_NAMES;
+        let mut extension = 0;
+        for unit in code.chunks_exact(2) {
+            let argument = extension | usize::from(unit[1]);
+            extension = 0;
+            if unit[0] == self.extended_arg {
+                extension = (argument << 8) & 0xffff_ff00;
+                continue;
+            }
+            let is_import = [self.import_name, self.import_from].contains(&unit[0]);
+            let Some(name) = names.get(argument).filter(|_| is_import && left > 0) else {
+                continue;
+            };
+            left -= 1;
+            if unit[0] == self.import_name {
+                imports.push((*name, Vec::new()));
+            } else if let Some((_, taken)) = imports.last_mut() {
+                taken.push(*name);
+            }
+        }
+        let import = |(module, names): (&'a [u8], Vec<&'a [u8]>)| Import {
+            module,
+            names: names.into(),
+        };
+        imports.into_iter().map(import).collect()
+    }
+}
+
+/// One import.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Import<'a> {
+    /// The module, from the packages around the importing one if it is there. Empty for these packages themselves.
+    pub module: &'a [u8],
+    /// What is taken out of it, if it is a package: modules, too.
+    pub names: Rc<[&'a [u8]]>,
+}
+
+impl<'a> Import<'a> {
+    /// The imports that use these names in any way.
+    pub fn any_of(names: Vec<&'a [u8]>) -> Vec<Self> {
+        let names: Rc<[&[u8]]> = names.into();
+        let import = |module: &&'a [u8]| Self {
+            module,
+            names: names.clone(),
+        };
+        names.iter().map(import).collect()
+    }
+}
+
+/// What the code of a compiled module imports. Nothing when the file is none that is understood.
+pub fn bytecode_imports(file: &[u8]) -> Vec<Import<'_>> {
+    imports_of_module(file).unwrap_or_default()
+}
+
+fn imports_of_module(file: &[u8]) -> Option<Vec<Import<'_>>> {
     let magic = u16::from_le_bytes(file.get(..2)?.try_into().ok()?);
     if file.get(2..4)? != MAGIC_END {
         return None;
@@ -58,8 +135,11 @@ fn names_of_module(file: &[u8]) -> Option<Vec<&[u8]>> {
         layout: CodeLayout::of(magic)?,
         referred: Vec::new(),
     };
-    match objects.next(0)? {
-        Object::Code(names) => Some(names.iter().copied().take(MOST_NAMES).collect()),
+    match (objects.next(0)?, Instructions::of(magic)) {
+        (Object::Code { code, names }, Some(instructions)) => Some(instructions.imports(code, &names)),
+        (Object::Code { names, .. }, None) => {
+            Some(Import::any_of(names.iter().copied().take(MOST_NAMES).collect()))
+        }
         _ => None,
     }
 }
@@ -70,8 +150,12 @@ enum Object<'a> {
     Text(&'a [u8]),
     /// The texts of a tuple.
     Tuple(Rc<[&'a [u8]]>),
-    /// The names that code uses.
-    Code(Rc<[&'a [u8]]>),
+    Bytes(&'a [u8]),
+    /// Instructions, and the names that they use.
+    Code {
+        code: &'a [u8],
+        names: Rc<[&'a [u8]]>,
+    },
     /// Ends a dictionary.
     Null,
     Other,
@@ -132,7 +216,10 @@ impl<'a> Objects<'a> {
             }
             // Digits of 15 bits; the sign is that of their number.
             b'l' => 2 * (self.number()? as u32 as i32).unsigned_abs() as usize,
-            b's' => self.number()?,
+            b's' => {
+                let len = self.number()?;
+                return Some(Object::Bytes(self.take(len)?));
+            }
             b't' | b'u' | b'a' | b'A' => {
                 let len = self.number()?;
                 return Some(Object::Text(self.take(len)?));
@@ -179,15 +266,16 @@ impl<'a> Objects<'a> {
 
     fn code(&mut self, depth: usize) -> Option<Object<'a>> {
         self.take(4 * self.layout.numbers)?;
-        // Instructions and constants.
-        self.several(2, depth)?;
+        let instructions = self.next(depth)?;
+        // Constants.
+        self.next(depth)?;
         let names = self.next(depth)?;
         let [before, behind] = self.layout.objects;
         self.several(before, depth)?;
         self.take(4)?;
         self.several(behind, depth)?;
-        match names {
-            Object::Tuple(names) => Some(Object::Code(names)),
+        match (instructions, names) {
+            (Object::Bytes(code), Object::Tuple(names)) => Some(Object::Code { code, names }),
             _ => Some(Object::Other),
         }
     }
@@ -254,10 +342,14 @@ mod tests {
         value.to_le_bytes().to_vec()
     }
 
-    fn code(numbers: usize, behind: usize, constants: &[Vec<u8>], names: &[Vec<u8>]) -> Vec<u8> {
+    fn code(layout: CodeLayout, instructions: &[u8], constants: &[Vec<u8>], names: &[Vec<u8>]) -> Vec<u8> {
+        let CodeLayout {
+            numbers,
+            objects: [_, behind],
+        } = layout;
         let mut code = vec![b'c' | IS_REFERRED_TO];
         code.extend(number(0).repeat(numbers));
-        code.extend([&[b's'][..], &number(2), b"\x01\x02"].concat());
+        code.extend([&[b's'][..], &number(instructions.len() as u32), instructions].concat());
         code.extend(tuple(constants));
         code.extend(tuple(names));
         code.extend(tuple(&[]).repeat(3));
@@ -274,8 +366,15 @@ mod tests {
 
     #[test]
     fn names_of_the_module_itself_are_told() {
-        for (magic, numbers, behind) in [(3413, 6, 1), (3439, 6, 1), (3495, 5, 2), (3571, 5, 2)] {
-            let function = code(numbers, behind, &[], &[text("lazily")]);
+        for (magic, import, from) in [
+            (3413, 108, 109),
+            (3439, 108, 109),
+            (3495, 108, 109),
+            (3571, 75, 74),
+            (3627, 73, 72),
+        ] {
+            let layout = CodeLayout::of(magic).unwrap();
+            let function = code(layout, &[import, 0], &[], &[text("lazily")]);
             let shared = [vec![b'Z' | IS_REFERRED_TO, 2], b"os".to_vec()].concat();
             let constants = [
                 function,
@@ -287,25 +386,70 @@ mod tests {
                 b"N".to_vec(),
             ];
             // The module is number 0, the function 1, the text 2.
-            let names = [text("a.b"), [&[b'r'][..], &number(2)].concat(), text("c")];
-            let file = file(magic, &code(numbers, behind, &constants, &names));
-            assert_eq!(bytecode_names(&file), [&b"a.b"[..], b"os", b"c"]);
+            let names = [
+                text("a.b"),
+                [&[b'r'][..], &number(2)].concat(),
+                text("c"),
+                text("used"),
+            ];
+            // Load a name; import one, from it a second and, behind a cache, a third; import a third.
+            let instructions = [1, 3, import, 0, from, 1, 0, 0, from, 2, import, 2];
+            let file = file(magic, &code(layout, &instructions, &constants, &names));
+            let imports = [
+                Import {
+                    module: b"a.b",
+                    names: [&b"os"[..], b"c"].into(),
+                },
+                Import {
+                    module: b"c",
+                    names: [].into(),
+                },
+            ];
+            assert_eq!(bytecode_imports(&file), imports);
             for len in 0..file.len() - 1 {
-                assert!(bytecode_names(&file[..len]).is_empty());
+                assert!(bytecode_imports(&file[..len]).is_empty());
             }
         }
     }
 
     #[test]
+    fn names_beyond_the_first_256_are_told_too() {
+        let layout = CodeLayout::of(3495).unwrap();
+        let names: Vec<_> = (0..300).map(|at| text(&format!("m{at}"))).collect();
+        let names = [&[b'('][..], &number(300), &names.concat()].concat();
+        let instructions = [144, 1, 108, 2, 108, 2, 144, 255, 108, 255];
+        // The tuple of the names in place of a short one.
+        let short = code(layout, &instructions, &[], &[text("x")]);
+        let at = short.windows(2).position(|part| part == [b')', 1]).unwrap();
+        let long = [&short[..at], &names, &short[at + 2 + text("x").len()..]].concat();
+        let file = file(3495, &long);
+        let modules: Vec<_> = bytecode_imports(&file)
+            .iter()
+            .map(|import| import.module)
+            .collect();
+        assert_eq!(modules, [&b"m258"[..], b"m2"]);
+    }
+
+    #[test]
+    fn every_name_counts_where_instructions_are_not_known() {
+        let layout = CodeLayout::of(3600).unwrap();
+        let file = file(3600, &code(layout, &[108, 0], &[], &[text("a"), text("b")]));
+        let imports = bytecode_imports(&file);
+        let modules: Vec<_> = imports.iter().map(|import| import.module).collect();
+        assert_eq!(modules, [b"a", b"b"]);
+        assert!(imports.iter().all(|import| *import.names == [b"a", b"b"]));
+    }
+
+    #[test]
     fn what_is_no_module_has_no_names() {
-        let module = code(5, 2, &[], &[text("os")]);
-        assert!(bytecode_names(&file(2000, &module)).is_empty());
-        assert!(bytecode_names(&file(3495, b"N")).is_empty());
-        assert!(bytecode_names(&file(3495, &[b'('; 5000])).is_empty());
+        let module = code(CodeLayout::of(3495).unwrap(), &[108, 0], &[], &[text("os")]);
+        assert!(bytecode_imports(&file(2000, &module)).is_empty());
+        assert!(bytecode_imports(&file(3495, b"N")).is_empty());
+        assert!(bytecode_imports(&file(3495, &[b'('; 5000])).is_empty());
         let endless = [&[b')', 1][..]; 1000].concat();
-        assert!(bytecode_names(&file(3495, &endless)).is_empty());
+        assert!(bytecode_imports(&file(3495, &endless)).is_empty());
         let many = [&[b'('][..], &number(u32::MAX), b"N"].concat();
-        assert!(bytecode_names(&file(3495, &many)).is_empty());
+        assert!(bytecode_imports(&file(3495, &many)).is_empty());
     }
 
     #[test]
@@ -336,10 +480,18 @@ mod tests {
 
     #[test]
     fn a_module_that_python_compiled_tells_what_it_imports() {
-        let names = bytecode_names(COMPILED);
-        for name in [&b"os"[..], b"json.decoder", b"near", b"nearer", b"far", b"thing"] {
-            assert!(names.contains(&name), "{names:?}");
-        }
-        assert!(!names.contains(&&b"later"[..]), "a name within a function");
+        let imports = bytecode_imports(COMPILED);
+        let told: Vec<(&[u8], &[&[u8]])> = imports
+            .iter()
+            .map(|import| (import.module, &*import.names))
+            .collect();
+        // What the function imports is not among them.
+        let expected: [(&[u8], &[&[u8]]); 4] = [
+            (b"os", &[]),
+            (b"json.decoder", &[b"decoder"]),
+            (b"", &[b"near", b"nearer"]),
+            (b"far", &[b"thing"]),
+        ];
+        assert_eq!(told, expected);
     }
 }

@@ -163,8 +163,8 @@ fn imports_lead_to_the_files_that_python_takes() {
         "app/helper.py",
         "opt/site-packages/flat.abi3.so",
         "opt/site-packages/big/__init__.py",
-        "usr/lib/python3.11/lib-dynload/_json.cpython-311-x86_64-linux-gnu.so",
         "opt/site-packages/big/near.py",
+        "usr/lib/python3.11/lib-dynload/_json.cpython-311-x86_64-linux-gnu.so",
     ];
     assert_eq!(image.imports("app/main.py", main), expected);
     let leaf = "from ..near import x\nfrom . import leaf\n";
