@@ -3,12 +3,13 @@
 //! The body is cut into chunks while it arrives, and each chunk goes to the decoders at once; a reader of the first one does not wait for
 //! the last. Decoding runs beside the network: the body is read on while chunks are decoded, up to a bound of bytes for the whole
 //! process. A chunk that does not verify is asked for once more by itself, in case the transfer spoilt it; then it is corrupt. When the
-//! first byte of a range that a reader waits for is late, a second request is sent, and whichever answers first is read. A body that
+//! first byte of a range that a reader waits for is late, a second request is sent, and whichever answers first is read. Another range, or a body, that
 //! falls silent no longer counts as under way; when a reader waits for a part of it, it is given up and the rest is asked for again.
 
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -105,7 +106,9 @@ impl Transfer {
 
     async fn fetch(&self) -> Result<(), Error> {
         let asked = Instant::now();
-        let (first, pieces) = self.open().await?;
+        let Some((first, pieces)) = self.open().await? else {
+            return Ok(());
+        };
         self.upstream.answered(asked.elapsed());
         self.batch.source.fetcher.counters.first_byte(asked.elapsed());
         let mut body = Body {
@@ -127,16 +130,33 @@ impl Transfer {
         Ok(())
     }
 
+    /// Begins the body; `None` when the transfer was given up.
+    async fn open(&self) -> Result<Option<(Bytes, ByteStream)>, Error> {
+        match (self.course.lane, self.patience.late_after) {
+            (Lane::Demand, None) => self.begin().await.map(Some),
+            (Lane::Demand, Some(late_after)) => self.begin_twice(late_after).await.map(Some),
+            _ => self.begin_silently().await,
+        }
+    }
+
+    /// Begins the body of a range that nobody waits for, until somebody does.
+    async fn begin_silently(&self) -> Result<Option<(Bytes, ByteStream)>, Error> {
+        let mut begun = Box::pin(self.begin());
+        loop {
+            match timeout(self.patience.silent_after, &mut begun).await {
+                Ok(begun) => {
+                    self.course.set_silent(false);
+                    return begun.map(Some);
+                }
+                Err(_) if self.is_given_up(self.batch.stored.start, 0) => return Ok(None),
+                Err(_) => {}
+            }
+        }
+    }
+
     /// Begins the body, twice when the first request is late.
-    async fn open(&self) -> Result<(Bytes, ByteStream), Error> {
+    async fn begin_twice(&self, late_after: Duration) -> Result<(Bytes, ByteStream), Error> {
         let first = Box::pin(self.begin());
-        let Some(late_after) = self
-            .patience
-            .late_after
-            .filter(|_| self.course.lane == Lane::Demand)
-        else {
-            return first.await;
-        };
         let first = match select(first, Box::pin(sleep(late_after))).await {
             Either::Left((begun, _)) => return begun,
             Either::Right(((), first)) => first,
@@ -191,15 +211,8 @@ impl Transfer {
                     self.take_in(body, &piece);
                 }
                 Err(_) => {
-                    self.course.set_silent(true);
-                    self.write_off(body);
-                    let rest = &self.batch.chunks[position..];
-                    if self.upstream.give_up(self.batch.source.layer, rest, &self.course) {
-                        self.batch.source.fetcher.counters.add_hedged();
-                        tracing::debug!(
-                            upstream = self.upstream.name(),
-                            "a body is silent; its rest is asked for again"
-                        );
+                    let reached = body.stored_off + body.arrived.len() as u64;
+                    if self.is_given_up(reached, position) {
                         return Ok(false);
                     }
                 }
@@ -208,10 +221,26 @@ impl Transfer {
         Ok(true)
     }
 
+    /// Whether the transfer, which has fallen silent, was given up, because a reader waits for one of the chunks from `position` on.
+    fn is_given_up(&self, reached: u64, position: usize) -> bool {
+        self.course.set_silent(true);
+        self.write_off(reached);
+        let rest = &self.batch.chunks[position..];
+        let is_given_up = self.upstream.give_up(self.batch.source.layer, rest, &self.course);
+        if is_given_up {
+            self.batch.source.fetcher.counters.add_hedged();
+            tracing::debug!(
+                upstream = self.upstream.name(),
+                "a transfer is silent; its rest is asked for again"
+            );
+        }
+        is_given_up
+    }
+
     /// What has not come does not keep other work from the link.
-    fn write_off(&self, body: &Body) {
+    fn write_off(&self, reached: u64) {
         if self.written_off.load(Ordering::Relaxed) == 0 {
-            let rest = self.batch.stored.end - (body.stored_off + body.arrived.len() as u64);
+            let rest = self.batch.stored.end - reached;
             self.written_off.store(rest, Ordering::Relaxed);
             self.upstream.fell_silent(rest);
         }
