@@ -4,9 +4,10 @@
 //! on the position in the layer. Two kinds of regions follow each other:
 //!
 //! - **Large data.** Data of at least half a chunk begins a chunk of its own at its first byte, is cut every
-//!   `chunk_size`, and ends a chunk at its last byte. A rest shorter than a quarter joins the last chunk, because a
-//!   round trip for a few bytes costs as much as one for a full chunk.
-//! - **Runs.** Smaller entries share chunks with their headers and with the padding that a large neighbour left. A run
+//!   `chunk_size`, and ends a chunk behind its padding. A rest shorter than a quarter joins the last chunk, because a
+//!   round trip for a few bytes costs as much as one for a full chunk. Whoever reads the end of a file reads its last block
+//!   whole: if the padding lay in the next chunk, that would be fetched for it as well.
+//! - **Runs.** Smaller entries share chunks with their headers. A run
 //!   of at least half a chunk ends before an entry whose name and length say so (content-defined, so two layers with the
 //!   same files find common cuts again after a difference), and always before an entry that would push it over
 //!   `chunk_size`.
@@ -23,6 +24,9 @@ pub const CHUNK_SIZE_MAX: u32 = 4 << 20;
 
 /// Chunk size in bytes unless somebody asks for another one. Layers that are cut alike share what is cached of them.
 pub const DEFAULT_CHUNK_SIZE: u32 = 256 << 10;
+
+/// What tar pads data to, and the length of a block of an image tree.
+const BLOCK_LEN: u64 = 512;
 
 /// What a tar entry occupies in the plain layer, from the first header that belongs to it to the end of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +46,7 @@ pub struct EntrySpan {
 enum Region {
     /// Headers and small files.
     Run,
-    /// Data of a large file up to this plain offset.
+    /// Data of a large file, and its padding, up to this plain offset.
     Large { end: u64 },
     /// Bytes behind the archive.
     Rest,
@@ -123,7 +127,8 @@ impl Cutter {
             if entry.data_off > self.start {
                 self.cut(entry.data_off, ends);
             }
-            let end = entry.data_off.saturating_add(entry.data_len);
+            let padded = entry.data_len.checked_next_multiple_of(BLOCK_LEN);
+            let end = entry.data_off.saturating_add(padded.unwrap_or(u64::MAX));
             self.region = Region::Large { end };
         }
     }
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn large_data_is_cut_from_its_own_begin_to_its_own_end() {
+    fn large_data_is_cut_from_its_own_begin_to_its_own_end_and_padding() {
         let data = 3 * SIZE;
         assert_eq!(
             cut(&[(512, data)], NEVER),
@@ -232,7 +237,8 @@ mod tests {
         let end = 512 + SIZE + SIZE / 2 + 1;
         assert_eq!(
             cut(&[(512, end - 512)], NEVER),
-            [512, 512 + SIZE, end, end.next_multiple_of(512)]
+            [512, 512 + SIZE, end.next_multiple_of(512)],
+            "with its padding"
         );
     }
 
@@ -308,7 +314,8 @@ mod tests {
             ends
         };
         let ends = run(1);
-        assert!(ends.contains(&200_000) && ends.contains(&500_000) && ends.last() == Some(&1_000_000));
+        let end = 200_000 + 300_032;
+        assert!(ends.contains(&200_000) && ends.contains(&end) && ends.last() == Some(&1_000_000));
         for step in [7, 512, 65_536, 150_000] {
             assert_eq!(run(step), ends, "announced every {step} bytes");
         }
