@@ -13,7 +13,7 @@ use object::read::elf::SectionHeader as _;
 
 use super::Program;
 use crate::startup::{FilePlace, last_part};
-use crate::tree::{NodeKind, Tree};
+use crate::tree::{NodeId, NodeKind, Tree};
 
 /// Bytes of a dynamic section that are looked at: sixteen per entry, of which linkers write about thirty and one per library.
 const MOST_DYNAMIC: u64 = 16 << 10;
@@ -103,14 +103,8 @@ impl LibraryPlaces {
     /// The libraries of an image tree.
     pub fn of(tree: &Tree) -> Self {
         let mut names: HashMap<Box<[u8]>, Meaning> = HashMap::new();
-        let directories = tree.nodes().iter().filter_map(|node| match &node.kind {
-            NodeKind::Directory(directory) => Some(directory),
-            _ => None,
-        });
-        let entries = directories.flat_map(|directory| &directory.entries);
-        for (name, id) in entries.filter(|(name, _)| is_library(name.as_bytes())) {
-            let name = name.as_bytes();
-            let meaning = match &tree.node(*id).kind {
+        for (name, id) in entries(tree).filter(|(name, _)| is_library(name)) {
+            let meaning = match &tree.node(id).kind {
                 NodeKind::Regular(content) => FilePlace::of(content).map(Meaning::File),
                 // A link to the same name leads to another directory, where the name is met too.
                 NodeKind::Symlink(target) => Some(last_part(target))
@@ -141,6 +135,18 @@ impl LibraryPlaces {
     }
 }
 
+/// All entries of the directories that are there. A merged tree also has nodes that upper layers have hidden.
+fn entries(tree: &Tree) -> impl Iterator<Item = (&[u8], NodeId)> {
+    let mut left = vec![NodeId::ROOT];
+    let directories = std::iter::from_fn(move || {
+        let directory = tree.directory(left.pop()?)?;
+        let is_directory = |id: &NodeId| tree.directory(*id).is_some();
+        left.extend(directory.entries.iter().map(|(_, id)| *id).filter(is_directory));
+        Some(&directory.entries)
+    });
+    directories.flatten().map(|(name, id)| (name.as_bytes(), *id))
+}
+
 fn is_library(name: &[u8]) -> bool {
     let begins = BEGINNINGS.iter().any(|beginning| name.starts_with(beginning));
     begins && name.windows(EXTENSION.len()).any(|part| part == EXTENSION)
@@ -152,7 +158,7 @@ mod tests {
     use super::*;
     use crate::inode::Attributes;
     use crate::name::EntryName;
-    use crate::tree::{Directory, Extent, ExtentSource, FileContent, Node, NodeId};
+    use crate::tree::{Directory, Extent, ExtentSource, FileContent, Node};
 
     #[test]
     fn a_real_program_tells_what_it_needs() {
@@ -231,6 +237,11 @@ mod tests {
         add(&mut tree, usr, b"libloop.so", link(b"libpool.so"));
         add(&mut tree, usr, b"libpool.so", link(b"libloop.so"));
         add(&mut tree, usr, b"notes.so", file(1, 0));
+        let hidden = tree.add(Node {
+            kind: NodeKind::Directory(Directory::default()),
+            attributes: Attributes::default(),
+        });
+        add(&mut tree, hidden, b"liba.so.1.2", file(3, 512));
         let places = LibraryPlaces::of(&tree);
         let expected = FilePlace {
             device: 1,

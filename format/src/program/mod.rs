@@ -57,7 +57,7 @@ pub struct Program {
     /// Executable parts of the file.
     code: Vec<Range<u64>>,
     /// Parts that are neither: constants, and what the loader reads; not the tables for exceptions, which lie behind them.
-    read_only: Vec<Range<u64>>,
+    constants: Vec<Range<u64>>,
     /// Path of the loader.
     loader: Option<Box<[u8]>>,
     sections: Range<u64>,
@@ -76,7 +76,7 @@ impl Program {
             patched: None,
             writable: Vec::new(),
             code: Vec::new(),
-            read_only: Vec::new(),
+            constants: Vec::new(),
             loader: None,
             sections: section_headers(header, endian),
         };
@@ -87,7 +87,7 @@ impl Program {
             match header.p_type(endian) {
                 PT_LOAD if header.p_flags(endian).contains(PF_W) => program.writable.push(file),
                 PT_LOAD if header.p_flags(endian).contains(PF_X) => program.code.push(file),
-                PT_LOAD => program.read_only.push(file),
+                PT_LOAD => program.constants.push(file),
                 PT_GNU_RELRO => program.patched = Some(file),
                 PT_DYNAMIC => is_dynamic = true,
                 PT_GNU_EH_FRAME => exceptions = Some(file.start),
@@ -95,7 +95,7 @@ impl Program {
                 _ => {}
             }
         }
-        for range in &mut program.read_only {
+        for range in &mut program.constants {
             range.end = exceptions
                 .filter(|start| range.contains(start))
                 .unwrap_or(range.end);
@@ -125,10 +125,14 @@ impl Program {
         bounded(ranges)
     }
 
-    /// Ranges of the file with code and constants.
+    /// Ranges of the file with code.
     pub fn code_ranges(&self) -> Vec<Range<u64>> {
-        let ranges = self.code.iter().chain(&self.read_only);
-        bounded(ranges.cloned().collect())
+        bounded(self.code.clone())
+    }
+
+    /// Ranges of the file with constants.
+    pub fn constant_ranges(&self) -> Vec<Range<u64>> {
+        bounded(self.constants.clone())
     }
 
     /// Ranges of the file with relocations and symbols, told by the bytes of the section headers.
@@ -219,18 +223,22 @@ mod tests {
                 .any(|at| at == b"libc.so.6")
         });
         assert!(names);
-        let code = program.code_ranges();
+        assert!(!program.code_ranges().is_empty());
+        let constants = program.constant_ranges();
         // What is said above, put together so that it is only there once.
         let constant = [&b"this test "[..], b"is a program"].concat();
         let at = bytes
             .windows(constant.len())
             .position(|part| part == constant)
             .expect("it is there") as u64;
-        assert!(code.iter().any(|range| range.contains(&at)), "{code:?} {at}");
-        let len: u64 = code.iter().map(|range| range.end - range.start).sum();
+        assert!(
+            constants.iter().any(|range| range.contains(&at)),
+            "{constants:?} {at}"
+        );
+        let len: u64 = constants.iter().map(|range| range.end - range.start).sum();
         assert!(
             len < bytes.len() as u64 / 2,
-            "neither tables for exceptions nor those for debuggers"
+            "neither code nor tables for debuggers"
         );
         let loader = String::from_utf8_lossy(program.loader().expect("it is linked")).into_owned();
         assert!(loader.starts_with("/lib") && loader.contains("/ld-"), "{loader}");
@@ -256,6 +264,7 @@ mod tests {
             if let Some(program) = Program::parse(&head) {
                 assert!(total(program.data_ranges()) <= MOST_BYTES);
                 assert!(total(program.code_ranges()) <= MOST_BYTES);
+                assert!(total(program.constant_ranges()) <= MOST_BYTES);
                 assert!(total(program.table_ranges(&bytes[..8000])) <= MOST_BYTES);
             }
             head[at] = bytes[at];

@@ -11,8 +11,11 @@ use tokio::task::spawn_blocking;
 use super::loader::{Met, Opened};
 use super::{Lane, Source};
 
-/// Plain bytes of code that the programs of an image's start may have fetched whole: Node.js with its libraries has 25 MB.
-const MOST_CODE: u64 = 32 << 20;
+/// Plain bytes of code that the programs of an image's start may have fetched whole: Node.js with its libraries has 38 MB.
+const MOST_CODE: u64 = 48 << 20;
+/// The same of constants, all together and of each program: interpreters read all of theirs, larger ones are tables of which little is read.
+const MOST_CONSTANTS: u64 = 8 << 20;
+const LONGEST_CONSTANTS: u64 = 2 << 20;
 /// Plain bytes of modules that are looked into: an import of PyTorch reads 18 MB.
 const MOST_MODULES: u64 = 64 << 20;
 /// What a module counts for at least: looking into many small ones takes time too.
@@ -35,6 +38,7 @@ pub(crate) struct Files {
     /// Lowest first.
     layers: Vec<FileLayer>,
     code_left: AtomicU64,
+    constants_left: AtomicU64,
     modules_left: AtomicU64,
     looks: Semaphore,
 }
@@ -46,6 +50,7 @@ impl Files {
             places,
             layers,
             code_left: AtomicU64::new(MOST_CODE),
+            constants_left: AtomicU64::new(MOST_CONSTANTS),
             modules_left: AtomicU64::new(MOST_MODULES),
             looks: Semaphore::new(LOOKS),
         }
@@ -73,6 +78,11 @@ impl Files {
     /// Whether so many bytes of code may be fetched as well.
     pub(crate) fn spend_on_code(&self, len: u64) -> bool {
         spend(&self.code_left, len)
+    }
+
+    /// Whether so many bytes of constants may be fetched as well.
+    pub(crate) fn spend_on_constants(&self, len: u64) -> bool {
+        len <= LONGEST_CONSTANTS && spend(&self.constants_left, len)
     }
 
     /// Whether so many bytes of modules may be looked into as well.

@@ -3,7 +3,7 @@
 //! A program shows itself when its first page is read: the magic number stands at the beginning of the range. Its headers tell where the
 //! patched data and the section headers lie, and those tell where relocations and symbols lie, and constructors, whose code tells what they touch. All of that is wanted in the
 //! readahead lane at once, while the loader is still at the first of its dependencies. So are the libraries that it names, and what those name, if the image is
-//! known to have them. Of the program that an image starts, and the libraries it is linked with, all code is wanted as well, with less urgency. See
+//! known to have them. Of the program that an image starts, and the libraries it is linked with, all code and constants are wanted as well, with less urgency. See
 //! [`sluice_format::program`].
 
 use std::collections::HashSet;
@@ -81,9 +81,12 @@ pub(crate) fn fetch_ahead(
         };
         opened.want(program.table_ranges(&sections));
         if let Some(files) = files.as_ref().filter(|_| code == Code::Whole) {
-            let may_have = |range: &Range<u64>| files.spend_on_code(range.end - range.start);
-            let code = program.code_ranges().into_iter().filter(may_have);
-            opened.with_lane(Lane::Profile).want(code);
+            let len = |range: &Range<u64>| range.end - range.start;
+            let code = program.code_ranges().into_iter();
+            let constants = program.constant_ranges().into_iter();
+            let ahead = opened.with_lane(Lane::Profile);
+            ahead.want(code.filter(|range| files.spend_on_code(len(range))));
+            ahead.want(constants.filter(|range| files.spend_on_constants(len(range))));
         }
         let constructors = program.constructors(&sections).map(Arc::new);
         let follow = OptionFuture::from(constructors.map(|found| follow(&opened, found)));
