@@ -141,7 +141,7 @@ fn entries(tree: &Tree) -> impl Iterator<Item = (&[u8], NodeId)> {
     let directories = std::iter::from_fn(move || {
         let directory = tree.directory(left.pop()?)?;
         let is_directory = |id: &NodeId| tree.directory(*id).is_some();
-        left.extend(directory.entries.iter().map(|(_, id)| *id).filter(is_directory));
+        left.extend(directory.entries.values().copied().filter(is_directory));
         Some(&directory.entries)
     });
     directories.flatten().map(|(name, id)| (name.as_bytes(), *id))

@@ -189,3 +189,35 @@ impl Settings {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_http_needs_no_trust_store() {
+        let verifies = |url: &str| Kind::of(&url.parse().unwrap()).verifies;
+        assert!(verifies("https://registry.example/v2/") && verifies("https://localhost:5000/v2/"));
+        assert!(!verifies("http://localhost:5000/v2/") && !verifies("http://[::1]:5000/v2/"));
+        let is_direct = |url: &str| Kind::of(&url.parse().unwrap()).is_direct;
+        assert!(is_direct("http://127.0.0.1:5000/v2/") && !is_direct("http://registry.example/v2/"));
+    }
+
+    #[tokio::test]
+    async fn clients_are_made_when_they_are_needed() {
+        let clients = Clients::shared(&RegistryOptions::default());
+        let made = |clients: &Clients| {
+            clients
+                .made
+                .iter()
+                .flatten()
+                .filter(|cell| cell.initialized())
+                .count()
+        };
+        assert_eq!(made(&clients), 0);
+        for url in ["http://localhost:1/a", "http://localhost:2/b"] {
+            clients.of(&url.parse().unwrap()).await.unwrap();
+        }
+        assert_eq!(made(&clients), 1);
+    }
+}

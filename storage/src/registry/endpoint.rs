@@ -139,7 +139,7 @@ mod tests {
             ..RegistryOptions::default()
         };
         let traffic = Arc::new(TrafficCounters::default());
-        let shared = Transport::new(&options, &traffic).unwrap();
+        let shared = Transport::new(&options, &traffic);
         let host = Host::new(config, reference, &options, &shared, &traffic).unwrap();
         Endpoint::new(reference, Arc::new(host))
     }

@@ -161,6 +161,32 @@ async fn an_upstream_that_is_slow_as_a_whole_is_not_asked_twice_for_everything()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_range_without_a_first_byte_is_given_up_when_a_reader_waits_for_it() {
+    let bench = Bench::new(60, 1000, FAR);
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
+    let layer = bench.layer_without_guesses();
+    warm_up(&bench, &layer, 30).await;
+    bench.blob.inject(LATE, Times::First(2));
+    prefetch(&layer, [40, 45], Lane::Profile);
+    a_moment().await;
+    let began = Instant::now();
+    bench.read(&layer, 40).await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    // The other one is late by now, and whoever wants it asks by himself.
+    let began = Instant::now();
+    bench.read(&layer, 45).await;
+    assert!(
+        began.elapsed() < Duration::from_millis(40),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(bench.asked()[30..], [40, 45, 40, 45]);
+    assert_eq!(layer.stats().hedged, 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_nobody_waits_for_is_not_asked_twice() {
     let bench = Bench::new(60, 1000, FAR);
     let layer = bench.layer_without_guesses();
