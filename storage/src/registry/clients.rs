@@ -39,11 +39,11 @@ impl Kind {
         is_direct: false,
     };
 
-    /// That of the client for a URL.
-    fn of(url: &Url) -> Self {
+    /// That of the client for a URL, where plain HTTP goes through a proxy that speaks TLS, or not.
+    fn of(url: &Url, proxy_speaks_tls: bool) -> Self {
         let is_direct = is_loopback(url);
         Self {
-            verifies: url.scheme() != "http" || !is_direct && has_proxy_with_tls(),
+            verifies: url.scheme() != "http" || !is_direct && proxy_speaks_tls,
             is_direct,
         }
     }
@@ -58,6 +58,7 @@ fn has_proxy_with_tls() -> bool {
 #[derive(Debug)]
 pub(super) struct Clients {
     settings: Arc<Settings>,
+    proxy_speaks_tls: bool,
     made: [[OnceCell<Client>; 2]; 2],
 }
 
@@ -85,10 +86,9 @@ impl Clients {
             identity: tls::identity(&config.client)?,
             skip_verify: config.skip_verify,
         });
-        let settings = &clients.settings;
-        if !settings.trusted.is_empty() || settings.identity.is_some() {
+        if !clients.settings.trusted.is_empty() || clients.settings.identity.is_some() {
             // Only making a client tells whether they are any good, and whoever wrote them down is to hear of it at once.
-            settings.make(Kind::TLS).map_err(|error| {
+            clients.tls().map_err(|error| {
                 let message = format!("the certificates for {} cannot be used", authority(base));
                 Error::new(ErrorKind::InvalidInput, message).with_source(error)
             })?;
@@ -99,6 +99,7 @@ impl Clients {
     fn new(settings: Settings) -> Self {
         Self {
             settings: Arc::new(settings),
+            proxy_speaks_tls: has_proxy_with_tls(),
             made: Default::default(),
         }
     }
@@ -108,7 +109,7 @@ impl Clients {
     /// # Errors
     /// [`ErrorKind::Io`] when the system has no trust store.
     pub(super) async fn of(&self, url: &Url) -> Result<&Client, Error> {
-        self.get(Kind::of(url)).await
+        self.get(Kind::of(url, self.proxy_speaks_tls)).await
     }
 
     /// Makes the client for hosts that are reached over TLS. That it cannot be made is told to whoever needs it.
@@ -117,16 +118,29 @@ impl Clients {
     }
 
     async fn get(&self, kind: Kind) -> Result<&Client, Error> {
-        let cell = &self.made[usize::from(kind.verifies)][usize::from(kind.is_direct)];
         let make = || {
             let settings = self.settings.clone();
             blocking::run("read the trust store", move || {
-                settings.make(kind).map_err(|error| {
-                    Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error)
-                })
+                settings.make(kind).map_err(failed)
             })
         };
-        cell.get_or_try_init(make).await
+        self.cell(kind).get_or_try_init(make).await
+    }
+
+    fn cell(&self, kind: Kind) -> &OnceCell<Client> {
+        &self.made[usize::from(kind.verifies)][usize::from(kind.is_direct)]
+    }
+
+    /// The client for hosts that are reached over TLS. Blocks on the disk.
+    fn tls(&self) -> reqwest::Result<Client> {
+        let cell = self.cell(Kind::TLS);
+        if let Some(client) = cell.get() {
+            return Ok(client.clone());
+        }
+        let client = self.settings.make(Kind::TLS)?;
+        // Fails only when another thread has just made one, which serves as well.
+        let _ = cell.set(client.clone());
+        Ok(client)
     }
 
     /// A client for URLs of any kind, for other protocols. Blocks on the disk.
@@ -135,10 +149,12 @@ impl Clients {
     /// As [`Self::of`].
     #[cfg(feature = "object-storage")]
     pub(super) fn any(&self) -> Result<Client, Error> {
-        self.settings
-            .make(Kind::TLS)
-            .map_err(|error| Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error))
+        self.tls().map_err(failed)
     }
+}
+
+fn failed(error: reqwest::Error) -> Error {
+    Error::new(ErrorKind::Io, "the HTTP client cannot be set up").with_source(error)
 }
 
 #[derive(Debug)]
@@ -196,10 +212,12 @@ mod tests {
 
     #[test]
     fn plain_http_needs_no_trust_store() {
-        let verifies = |url: &str| Kind::of(&url.parse().unwrap()).verifies;
+        let verifies = |url: &str| Kind::of(&url.parse().unwrap(), false).verifies;
         assert!(verifies("https://registry.example/v2/") && verifies("https://localhost:5000/v2/"));
         assert!(!verifies("http://localhost:5000/v2/") && !verifies("http://[::1]:5000/v2/"));
-        let is_direct = |url: &str| Kind::of(&url.parse().unwrap()).is_direct;
+        let proxied = |url: &str| Kind::of(&url.parse().unwrap(), true).verifies;
+        assert!(proxied("http://registry.example/v2/") && !proxied("http://localhost:5000/v2/"));
+        let is_direct = |url: &str| Kind::of(&url.parse().unwrap(), false).is_direct;
         assert!(is_direct("http://127.0.0.1:5000/v2/") && !is_direct("http://registry.example/v2/"));
     }
 
