@@ -6,7 +6,7 @@
 //! - **Large data.** Data of at least half a chunk begins a chunk of its own at its first byte, is cut every
 //!   `chunk_size`, and ends a chunk behind its padding. A rest shorter than a quarter joins the last chunk, because a
 //!   round trip for a few bytes costs as much as one for a full chunk. Whoever reads the end of a file reads its last block
-//!   whole: if the padding lay in the next chunk, that would be fetched for it as well.
+//!   of 512 bytes whole: if the padding lay in the next chunk, that would be fetched for it as well.
 //! - **Runs.** Smaller entries share chunks with their headers. A run
 //!   of at least half a chunk ends before an entry whose name and length say so (content-defined, so two layers with the
 //!   same files find common cuts again after a difference), and always before an entry that would push it over
@@ -15,6 +15,7 @@
 //! Bytes after the end of the archive are cut every `chunk_size`. No chunk is longer than [`Cutter::max_len`].
 
 use crate::FormatError;
+use crate::scan::BLOCK_LEN;
 
 /// Smallest chunk size in bytes: below it the chunk table outweighs what finer fetches save.
 pub const CHUNK_SIZE_MIN: u32 = 16 << 10;
@@ -24,9 +25,6 @@ pub const CHUNK_SIZE_MAX: u32 = 4 << 20;
 
 /// Chunk size in bytes unless somebody asks for another one. Layers that are cut alike share what is cached of them.
 pub const DEFAULT_CHUNK_SIZE: u32 = 256 << 10;
-
-/// What tar pads data to, and the length of a block of an image tree.
-const BLOCK_LEN: u64 = 512;
 
 /// What a tar entry occupies in the plain layer, from the first header that belongs to it to the end of its data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +125,7 @@ impl Cutter {
             if entry.data_off > self.start {
                 self.cut(entry.data_off, ends);
             }
-            let padded = entry.data_len.checked_next_multiple_of(BLOCK_LEN);
+            let padded = entry.data_len.checked_next_multiple_of(BLOCK_LEN as u64);
             let end = entry.data_off.saturating_add(padded.unwrap_or(u64::MAX));
             self.region = Region::Large { end };
         }

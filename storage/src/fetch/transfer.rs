@@ -148,7 +148,7 @@ impl Transfer {
                     self.course.set_silent(false);
                     return begun.map(Some);
                 }
-                Err(_) if self.is_given_up(self.batch.stored.start, 0) => return Ok(None),
+                Err(_) if self.fall_silent(self.batch.stored.start, 0) => return Ok(None),
                 Err(_) => {}
             }
         }
@@ -212,7 +212,7 @@ impl Transfer {
                 }
                 Err(_) => {
                     let reached = body.stored_off + body.arrived.len() as u64;
-                    if self.is_given_up(reached, position) {
+                    if self.fall_silent(reached, position) {
                         return Ok(false);
                     }
                 }
@@ -221,8 +221,9 @@ impl Transfer {
         Ok(true)
     }
 
-    /// Whether the transfer, which has fallen silent, was given up, because a reader waits for one of the chunks from `position` on.
-    fn is_given_up(&self, reached: u64, position: usize) -> bool {
+    /// Nothing has come for a while: other work may use the link, and when a reader waits for one of the chunks from `position` on, the transfer is given up.
+    /// Whether it was.
+    fn fall_silent(&self, reached: u64, position: usize) -> bool {
         self.course.set_silent(true);
         self.write_off(reached);
         let rest = &self.batch.chunks[position..];

@@ -1,10 +1,11 @@
 //! A chunk is there as soon as its own bytes are, and one late answer holds nobody up.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sluice_storage::Lane;
 use sluice_storage::testing::{Fault, Times};
+use sluice_storage::{Lane, PlainLayer};
 use tokio::time::{Instant, timeout};
 
 use crate::bench::{Bench, a_moment, prefetch, settle};
@@ -62,8 +63,18 @@ async fn what_arrived_before_a_stream_fell_silent_is_readable() {
     bench.read(&layer, 22).await;
 }
 
+/// A layer of an upstream that answers after 10 ms, which is known after so many answers.
+async fn with_known_latency(bench: &Bench, answers: usize) -> Arc<PlainLayer> {
+    bench
+        .blob
+        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
+    let layer = bench.layer_without_guesses();
+    warm_up(bench, &layer, answers).await;
+    layer
+}
+
 /// Answers that make the upstream's latency known, and earn a second request.
-async fn warm_up(bench: &Bench, layer: &sluice_storage::PlainLayer, answers: usize) {
+async fn warm_up(bench: &Bench, layer: &PlainLayer, answers: usize) {
     for chunk in 0..answers {
         bench.read(layer, chunk).await;
     }
@@ -72,11 +83,7 @@ async fn warm_up(bench: &Bench, layer: &sluice_storage::PlainLayer, answers: usi
 #[tokio::test(start_paused = true)]
 async fn a_late_first_byte_is_asked_for_again() {
     let bench = Bench::new(60, 1000, FAR);
-    bench
-        .blob
-        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
-    let layer = bench.layer_without_guesses();
-    warm_up(&bench, &layer, 30).await;
+    let layer = with_known_latency(&bench, 30).await;
     bench.blob.inject(LATE, Times::First(1));
     let began = Instant::now();
     bench.read(&layer, 40).await;
@@ -86,12 +93,8 @@ async fn a_late_first_byte_is_asked_for_again() {
 }
 
 /// A layer whose first answers are known, and a range from chunk 40 on that falls silent in chunk 43.
-async fn with_a_silent_range(bench: &Bench) -> std::sync::Arc<sluice_storage::PlainLayer> {
-    bench
-        .blob
-        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
-    let layer = bench.layer_without_guesses();
-    warm_up(bench, &layer, 40).await;
+async fn with_a_silent_range(bench: &Bench) -> Arc<PlainLayer> {
+    let layer = with_known_latency(bench, 40).await;
     let after = bench.stored(43).start + 5 - bench.stored(40).start;
     bench.blob.inject(Fault::Stalled { after }, Times::First(1));
     prefetch(&layer, 40..60, Lane::Readahead);
@@ -131,11 +134,7 @@ async fn a_reader_who_comes_after_the_silence_is_served_at_once() {
 async fn a_silent_body_keeps_nothing_else_from_the_link() {
     // Six ranges of 1 MiB are as much as may be under way in the beginning.
     let bench = Bench::new(60, 1 << 20, FAR);
-    bench
-        .blob
-        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
-    let layer = bench.layer_without_guesses();
-    warm_up(&bench, &layer, 10).await;
+    let layer = with_known_latency(&bench, 10).await;
     bench.blob.inject(Fault::Stalled { after: 1000 }, Times::First(6));
     prefetch(&layer, 20..60, Lane::Fill);
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -163,11 +162,7 @@ async fn an_upstream_that_is_slow_as_a_whole_is_not_asked_twice_for_everything()
 #[tokio::test(start_paused = true)]
 async fn a_range_without_a_first_byte_is_given_up_when_a_reader_waits_for_it() {
     let bench = Bench::new(60, 1000, FAR);
-    bench
-        .blob
-        .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
-    let layer = bench.layer_without_guesses();
-    warm_up(&bench, &layer, 30).await;
+    let layer = with_known_latency(&bench, 30).await;
     bench.blob.inject(LATE, Times::First(2));
     prefetch(&layer, [40, 45], Lane::Profile);
     a_moment().await;
