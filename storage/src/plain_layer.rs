@@ -383,6 +383,12 @@ impl PlainLayer {
         if self.follows_profile.load(Ordering::Relaxed) || self.is_complete() {
             return;
         }
+        if self.source.foresight.is_swept() {
+            if let Some(image) = lock(&self.in_image).take() {
+                image.files.close();
+            }
+            return;
+        }
         let image = lock(&self.in_image).clone();
         if let Some(program) = self.met.meet_program(plain_off, head) {
             let opened = Opened {

@@ -1,6 +1,6 @@
 //! The files of an image, for its programs and modules to be looked for in all its layers.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::BytesMut;
@@ -41,6 +41,7 @@ pub(crate) struct Files {
     constants_left: AtomicU64,
     modules_left: AtomicU64,
     looks: Semaphore,
+    closed: AtomicBool,
 }
 
 impl Files {
@@ -53,11 +54,20 @@ impl Files {
             constants_left: AtomicU64::new(MOST_CONSTANTS),
             modules_left: AtomicU64::new(MOST_MODULES),
             looks: Semaphore::new(LOOKS),
+            closed: AtomicBool::new(false),
         }
+    }
+
+    /// Has no more files looked into.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
     }
 
     /// A file to be looked into, and what was met in its layer.
     pub(crate) fn open(&self, place: FilePlace, lane: Lane) -> Option<(Opened, Arc<Met>)> {
+        if self.closed.load(Ordering::Relaxed) {
+            return None;
+        }
         let layer = self.layers.get(usize::from(place.device).checked_sub(1)?)?;
         let opened = Opened {
             source: layer.source.upgrade()?,

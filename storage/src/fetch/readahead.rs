@@ -14,11 +14,15 @@
 //! When more than half of a layer, or a third of an image, was touched by readers on a track, the rest will be too: it is asked for at once, in the lane of
 //! fills, unless the layer is to stay lazy. A layer that is shorter than it is worth to ask for its parts is asked for when it is touched. See [`WholeWhen`].
 //!
+//! A chunk that comes for another reason, such as a profile, tells less. Its touch keeps a track up, so that the track goes on behind it, and only lengthens one that is long already.
+//! Once a track is long somebody reads everything of the image. Tracks in its other layers grow faster then, and its files are not looked into any more: what each leads to is
+//! read anyway, and fetching it out of turn breaks one long range into many short ones.
+//!
 //! Only the first touch of a chunk counts, whether it was here already or not.
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::{Lane, LayerChunks};
@@ -38,6 +42,8 @@ const LONGEST_WINDOW: u64 = 256 << 20;
 const PORTION: u64 = 8 << 20;
 /// Steps after which a track is that of a reader of everything, and its window doubles.
 const LONG_TRACK: usize = 32;
+/// Steps for which one counts in an image that somebody reads everything of: its other layers are read soon.
+const SWEEPING_STEPS: usize = 8;
 /// How far on either side of a touch earlier touches count as near.
 const REACH: usize = 24;
 /// Touches nearby for each of which one more chunk is guessed behind a touch, and before it. Tracks guess forward as well.
@@ -76,6 +82,8 @@ pub(crate) enum WholeWhen {
 pub(crate) struct Reading {
     chunks: usize,
     on_track: AtomicUsize,
+    /// Some track was that of a reader of everything. Starts leave none: the longest of PyTorch's had 16 steps.
+    swept: AtomicBool,
 }
 
 impl Reading {
@@ -84,11 +92,17 @@ impl Reading {
         Arc::new(Self {
             chunks,
             on_track: AtomicUsize::new(0),
+            swept: AtomicBool::new(false),
         })
     }
 
-    fn add(&self, chunks: usize) {
+    fn add(&self, chunks: usize, on_long_track: bool) {
         self.on_track.fetch_add(chunks, Ordering::Relaxed);
+        self.swept.fetch_or(on_long_track, Ordering::Relaxed);
+    }
+
+    fn is_swept(&self) -> bool {
+        self.swept.load(Ordering::Relaxed)
     }
 
     fn is_dense(&self) -> bool {
@@ -125,7 +139,7 @@ struct State {
     /// Chunks touched for the first time by a reader on a track.
     on_track: usize,
     whole_when: WholeWhen,
-    image: Option<Arc<Reading>>,
+    image: Arc<Reading>,
     /// The rest has been asked for.
     is_filling: bool,
 }
@@ -155,7 +169,7 @@ impl Foresight {
             tracks: VecDeque::new(),
             on_track: 0,
             whole_when: WholeWhen::default(),
-            image: None,
+            image: Reading::new(count),
             is_filling: false,
         };
         Self {
@@ -173,10 +187,10 @@ impl Foresight {
     pub(crate) fn come_whole(&self, when: WholeWhen, image: Arc<Reading>) {
         let mut state = lock(&self.state);
         state.whole_when = when;
-        state.image = Some(image);
+        state.image = image;
     }
 
-    /// Says that a chunk will be fetched for another reason: its touch tells nothing new.
+    /// Says that a chunk will be fetched for another reason: its touch tells nothing new, except of a reader on a long track.
     pub(crate) fn expect(&self, chunk: usize) {
         lock(&self.state).expected.set(chunk);
     }
@@ -184,20 +198,31 @@ impl Foresight {
     /// Notes that chunks were touched, and tells what to fetch ahead.
     pub(crate) fn touch(&self, touched: Range<usize>) -> Vec<(usize, Lane)> {
         let mut state = lock(&self.state);
-        let mut news = 0;
+        let (mut first, mut tells) = (0, false);
         let mut ahead = Vec::new();
         for chunk in touched.clone() {
-            if state.touched.set(chunk) && !state.expected.get(chunk) {
-                news += 1;
+            if !state.touched.set(chunk) {
+                continue;
+            }
+            first += 1;
+            if !state.expected.get(chunk) {
+                tells = true;
                 state.guess_around(&self.index, chunk, &mut ahead);
             }
         }
-        if news > 0 {
-            let window = state.follow(touched, news, self.windows);
+        if first > 0 {
+            let window = state.follow(touched, first, tells, self.windows);
             ahead.extend(window.map(|chunk| (chunk, Lane::Readahead)));
+        }
+        if tells {
             state.fill(&mut ahead);
         }
         ahead
+    }
+
+    /// Whether somebody reads everything of the image: what a file leads to says nothing then.
+    pub(crate) fn is_swept(&self) -> bool {
+        lock(&self.state).image.is_swept()
     }
 }
 
@@ -246,10 +271,9 @@ impl State {
     /// The rest of a layer, once, when all of it is wanted. What comes because of one touch travels with it.
     fn fill(&mut self, ahead: &mut Vec<(usize, Lane)>) {
         let chunks = self.touched.len();
-        let is_image_dense = || self.image.as_ref().is_some_and(|image| image.is_dense());
         let is_dense = || {
             let is_own = self.on_track * 100 > chunks * DENSE_PERCENT;
-            chunks >= DENSE_AT_LEAST && (is_own || is_image_dense())
+            chunks >= DENSE_AT_LEAST && (is_own || self.image.is_dense())
         };
         let lane = match self.whole_when {
             _ if self.is_filling => return,
@@ -262,8 +286,20 @@ impl State {
         ahead.extend(rest.map(|chunk| (chunk, lane)));
     }
 
-    /// What a sequential reader that has just touched these chunks, so many of them as the first, will come to.
-    fn follow(&mut self, touched: Range<usize>, news: usize, windows: Windows) -> Range<usize> {
+    fn begin_track(&mut self, touched: Range<usize>) {
+        if self.tracks.len() == TRACKS {
+            self.tracks.pop_front();
+        }
+        self.tracks.push_back(Track {
+            last: touched.end - 1,
+            ahead: touched.end,
+            steps: 0,
+        });
+    }
+
+    /// What a sequential reader that has just touched these chunks, so many of them as the first, will come to. When its touch tells nothing, a track
+    /// is only kept up, unless it is long.
+    fn follow(&mut self, touched: Range<usize>, first: usize, tells: bool, windows: Windows) -> Range<usize> {
         let Some(last) = touched.end.checked_sub(1) else {
             return 0..0;
         };
@@ -274,22 +310,20 @@ impl State {
             .rposition(on_track)
             .and_then(|at| self.tracks.remove(at))
         else {
-            if self.tracks.len() == TRACKS {
-                self.tracks.pop_front();
+            if tells {
+                self.begin_track(touched);
             }
-            self.tracks.push_back(Track {
-                last,
-                ahead: touched.end,
-                steps: 0,
-            });
             return 0..0;
         };
         track.last = last;
-        track.steps += 1;
-        self.on_track += news;
-        if let Some(image) = &self.image {
-            image.add(news);
+        if !tells && !track.is_long() {
+            self.tracks.push_back(track);
+            return 0..0;
         }
+        let hurries = self.image.is_swept() && !track.is_long();
+        track.steps += if hurries { SWEEPING_STEPS } else { 1 };
+        self.on_track += first;
+        self.image.add(first, track.is_long());
         let window = windows.after(track.steps);
         let from = track.ahead.max(touched.end);
         let to = (touched.end + window).min(self.touched.len());
@@ -301,6 +335,13 @@ impl State {
         }
         self.tracks.push_back(track);
         if is_due { from..to } else { 0..0 }
+    }
+}
+
+impl Track {
+    /// Whether it is that of a reader of everything.
+    fn is_long(&self) -> bool {
+        self.steps >= LONG_TRACK
     }
 }
 
@@ -385,6 +426,7 @@ mod tests {
     #[test]
     fn a_layer_that_is_read_from_end_to_end_is_wanted_whole_once() {
         let dense = foresight();
+        dense.come_whole(WholeWhen::Dense, Reading::new(2 * CHUNKS));
         let filled: Vec<_> = (0..CHUNKS)
             .map(|chunk| touch(&dense, chunk, Lane::Fill))
             .filter(|filled| !filled.is_empty())
@@ -429,6 +471,44 @@ mod tests {
         assert_eq!(one_touch(&layers[1], 0), 0);
         (CHUNKS * 3 / 5..CHUNKS * 3 / 4).for_each(|chunk| _ = one_touch(&layers[0], chunk));
         assert_eq!(one_touch(&layers[1], 500), CHUNKS - 2);
+    }
+
+    #[test]
+    fn a_reader_of_everything_is_known_by_a_long_track_and_run_ahead_of_in_every_layer() {
+        let image = Reading::new(10 * CHUNKS);
+        let layers = [foresight(), foresight()];
+        for layer in &layers {
+            layer.come_whole(WholeWhen::Dense, image.clone());
+        }
+        let longest = |layer: &Foresight, chunks: Range<usize>| {
+            let windows = chunks.map(|chunk| touch(layer, chunk, Lane::Readahead).len());
+            windows.max()
+        };
+        assert!(longest(&layers[0], 0..LONG_TRACK) < Some(LONG_TRACK / 2));
+        assert!(longest(&layers[1], 0..10) < Some(4));
+        assert!(!layers[1].is_swept());
+        longest(&layers[0], LONG_TRACK..LONG_TRACK + 1);
+        assert!(layers[1].is_swept());
+        assert!(longest(&layers[1], 200..210) > Some(LONG_TRACK));
+    }
+
+    #[test]
+    fn a_track_goes_on_behind_chunks_that_are_expected() {
+        let foresight = foresight();
+        // What is expected of a short track is known already, and makes it no longer.
+        (2..60).for_each(|chunk| foresight.expect(chunk));
+        let ahead: usize = (0..60)
+            .map(|chunk| touch(&foresight, chunk, Lane::Readahead).len())
+            .sum();
+        assert_eq!(ahead, 1);
+        assert_eq!(touch(&foresight, 60, Lane::Readahead), [61, 62]);
+        // A long one is lengthened by whatever it passes.
+        (61..100).for_each(|chunk| _ = foresight.touch(chunk..chunk + 1));
+        (100..CHUNKS).for_each(|chunk| foresight.expect(chunk));
+        let ahead: usize = (100..300)
+            .map(|chunk| touch(&foresight, chunk, Lane::Readahead).len())
+            .sum();
+        assert!(ahead > 100, "{ahead}");
     }
 
     #[test]

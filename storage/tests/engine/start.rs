@@ -129,3 +129,21 @@ async fn nothing_is_looked_into_while_a_profile_is_followed() {
     settle().await;
     assert_eq!(image.here(), ["plugin.py", "one.py"]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_looked_into_for_a_reader_of_everything() {
+    let image = Image::of(&[
+        ("plugin.py", "import one\n"),
+        ("one.py", "import two\n"),
+        ("two.py", ""),
+    ]);
+    image.foresee(&[]).await;
+    let chunks = (0..34).map(|chunk| chunk * CHUNK_LEN as u64);
+    for plain_off in chunks.chain([image.place("plugin.py")]) {
+        let read = image.layer.read(plain_off..plain_off + 1).await;
+        read.expect("it is read");
+    }
+    settle().await;
+    let one = image.place("one.py");
+    assert!(image.layer.read_cached(one..one + 1).is_none());
+}
