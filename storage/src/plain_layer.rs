@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sluice_format::DiffId;
+use sluice_format::program::Program;
 use sluice_format::startup::ImageFiles;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -135,7 +136,8 @@ impl PlainLayer {
 
     /// Whether the cache has every chunk, as far as the disk knows.
     pub fn is_complete(&self) -> bool {
-        self.missing_chunks() == 0
+        let cache = self.source.cache.as_ref();
+        self.chunks() == 0 || cache.is_some_and(CachedLayer::is_complete)
     }
 
     /// Whether [`Self::complete_file`] would find one. Blocks on the disk.
@@ -380,7 +382,7 @@ impl PlainLayer {
 
     /// When a reader has just read the beginning of a program or module, has fetched what that leads to.
     fn foresee_file(&self, plain_off: u64, head: &[u8]) {
-        if self.follows_profile.load(Ordering::Relaxed) || self.is_complete() {
+        if self.follows_profile.load(Ordering::Relaxed) {
             return;
         }
         if self.source.foresight.is_swept() {
@@ -391,19 +393,27 @@ impl PlainLayer {
         }
         let image = lock(&self.in_image).clone();
         if let Some(program) = self.met.meet_program(plain_off, head) {
-            let opened = Opened {
-                source: self.source.clone(),
-                plain_off,
-                lane: Lane::Readahead,
-            };
-            let files = image.map(|image| image.files);
-            self.runtime
-                .spawn(loader::fetch_ahead(opened, files, program, Code::Touched));
+            self.foresee_program(program, plain_off, image);
         } else if let Some(image) = image
             && let Some(module) = image.module_at(plain_off)
+            && !self.is_complete()
         {
             self.runtime.spawn(imports::follow(image.files, module));
         }
+    }
+
+    fn foresee_program(&self, program: Program, plain_off: u64, image: Option<InImage>) {
+        if self.is_complete() {
+            return;
+        }
+        let opened = Opened {
+            source: self.source.clone(),
+            plain_off,
+            lane: Lane::Readahead,
+        };
+        let files = image.map(|image| image.files);
+        self.runtime
+            .spawn(loader::fetch_ahead(opened, files, program, Code::Touched));
     }
 
     fn waited(&self, chunks: Range<usize>, wait: Duration) {

@@ -111,7 +111,7 @@ impl Drop for Lease<'_> {
 impl CachedLayer {
     /// Whether every chunk is there.
     pub fn is_complete(&self) -> bool {
-        self.missing_chunks() == 0
+        self.missing().next().is_none()
     }
 
     /// Whether the whole layer was verified against its DiffID and has not been written to since.
