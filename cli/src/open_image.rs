@@ -14,17 +14,16 @@ use sluice_format::{ChainId, DiffId, Limits, Profile, Tree};
 use sluice_storage::image::choice;
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, Recording, RecordingOptions};
 use sluice_storage::{
-    Cache, Fetcher, Lane, LayerMode, LazyImage, LazyLayer, ManifestName, PlainLayer, PlainLayerOptions,
-    Platform, ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage, StreamProgress, Timeline,
-    load_resolved_image_streaming, resolve_image_cached,
+    Cache, FAULT_WINDOW, Fetcher, Lane, LayerMode, LazyImage, LazyLayer, ManifestName, PlainLayer,
+    PlainLayerOptions, Platform, ReadObserver, ReadPolicy, Recorder, Repository, ResolvedImage,
+    StreamProgress, Timeline, load_resolved_image_streaming, resolve_image_cached,
 };
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::foresight::foresee;
 
-/// Readahead window of a mount that is not complete: a wider one fetches chunks that nobody reads, because the window of
-/// a page fault is centred on the fault.
-pub(crate) const READ_AHEAD_KIB: u32 = 64;
+/// Readahead window of a mount that is not complete.
+pub(crate) const READ_AHEAD_KIB: u32 = (FAULT_WINDOW >> 10) as u32;
 
 /// Readahead window when nearly every chunk is on this host: little is fetched in vain, wide requests cost least, and the
 /// page cache gets large folios (random 4 KiB reads then run at the speed of ext4, at 0.95 of it with the small window).

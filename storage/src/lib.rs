@@ -42,7 +42,7 @@ pub use blob::{Blob, ByteStream, stream_in_ranges, stream_whole};
 pub use cache::{Cache, CacheOptions, CachedLayer, CompleteFile};
 pub use counters::{Counters, Stats};
 pub use error::{Error, ErrorKind};
-pub use fetch::{Fetcher, Lane};
+pub use fetch::{FAULT_WINDOW, Fetcher, Lane};
 pub use fill::fill;
 pub use image::choice::{LayerMode, Link};
 pub use image::{

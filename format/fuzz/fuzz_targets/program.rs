@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use libfuzzer_sys::fuzz_target;
-use sluice_format::program::{MAGIC, MOST_BYTES, Program, library_name};
+use sluice_format::program::{MAGIC, MOST_BYTES, Program, function_at, library_name};
 
 fuzz_target!(|input: &[u8]| {
     let [cut, rest @ ..] = input else { return };
@@ -38,8 +38,17 @@ fuzz_target!(|input: &[u8]| {
         let code = constructors.code(sections);
         check(&code);
         assert!(code.is_sorted_by(|one, next| one.end < next.start));
+        let linkage = constructors.linkage();
+        assert!(linkage.relocations().start <= linkage.relocations().end);
+        assert!(linkage.symbols().start <= linkage.symbols().end);
+        let links = linkage.links(sections, &head);
         for range in code {
-            assert!(constructors.targets(range.start, sections).len() < sections.len());
+            assert!(function_at(range.start, sections).len() <= sections.len());
+            let targets = constructors.targets(range.start, sections);
+            assert!(targets.len() < sections.len());
+            for target in targets {
+                let _ = constructors.function(target.file_off, &links);
+            }
         }
     }
 });

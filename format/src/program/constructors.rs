@@ -3,17 +3,21 @@
 //! When a loader has relocated a library it runs its constructors, all of them. Most register something: they call functions of the library, pass on where
 //! others lie, and read strings. On x86-64 such instructions hold the distance to their target, so the targets can be told without decoding anything else: a call
 //! (`E8`, distance) whose target is aligned as functions are, and a load of an address (`REX.W 8D`, relative to the instruction, distance). Source: Intel 64 and IA-32 Architectures Software
-//! Developer's Manual, volume 2, CALL and LEA.
+//! Developer's Manual, volume 2, CALL and LEA. The functions that they call can be looked into in the same way.
 //!
-//! Of 663 chunks of 256 KiB that this named in a start of a PyTorch program, 625 were read. It waited for 211 of them, and for 408 chunks in all.
+//! Of 663 chunks of 256 KiB that this named in a start of a PyTorch program, 625 were read. It waited for 211 of them, and for 408 chunks in all. What the called functions
+//! call in turn is less certain: 55 chunks more of the largest library, 25 of which were read.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use object::elf::{SHF_ALLOC, SHF_EXECINSTR, SHF_WRITE, SHT_INIT_ARRAY, SHT_PROGBITS, SHT_RELA};
+use object::elf::{
+    SHF_ALLOC, SHF_EXECINSTR, SHF_INFO_LINK, SHF_WRITE, SHT_DYNSYM, SHT_INIT_ARRAY, SHT_PROGBITS, SHT_RELA,
+};
 use object::read::elf::SectionHeader as _;
 
 use super::Program;
+use super::linkage::{Callee, Linkage, Links, STUB_LEN};
 
 /// Bytes of addresses that are looked at: the largest library seen has 11 KB.
 const MOST_ADDRESSES: u64 = 128 << 10;
@@ -25,8 +29,23 @@ const RELATIVE: u64 = 8;
 const MOST_CODE: u64 = 8 << 20;
 /// Where a constructor ends at the latest. Its length is not told.
 const CONSTRUCTOR_LEN: u64 = 16 << 10;
+/// Where any other function ends at the latest.
+const FUNCTION_LEN: usize = 4096;
 /// Compilers begin functions at multiples of this.
 const FUNCTION_ALIGN: u64 = 16;
+/// The last instructions of a function: a return, and a jump by a distance of four bytes.
+const RETURN: u8 = 0xc3;
+const JUMP: u8 = 0xe9;
+/// How what compilers put between functions begins: instructions that do nothing, of any length, or trap.
+const PADDING: [&[u8]; 7] = [
+    &[0x90],
+    &[0x66, 0x90],
+    &[0x0f, 0x1f],
+    &[0x66, 0x0f, 0x1f],
+    &[0x66, 0x2e],
+    &[0x66, 0x66],
+    &[0xcc],
+];
 /// Bytes of the longer one of the two instructions.
 const INSTRUCTION_LEN: usize = 7;
 
@@ -37,7 +56,17 @@ pub struct Constructors {
     /// Where the addresses lie in memory.
     memory: Range<u64>,
     relocations: Range<u64>,
+    linkage: Linkage,
     parts: Vec<Part>,
+}
+
+/// A place in a file that code refers to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Where it lies in the file.
+    pub file_off: u64,
+    /// Whether the code calls it; else it only takes its address.
+    pub is_called: bool,
 }
 
 /// A section that is never written to.
@@ -67,6 +96,7 @@ impl Program {
             addresses: 0..0,
             memory: 0..0,
             relocations: 0..0,
+            linkage: Linkage::default(),
             parts: Vec::new(),
         };
         for section in self.section_headers(sections).iter().filter(|_| self.is_x86_64) {
@@ -77,19 +107,27 @@ impl Program {
             }
             let start = section.sh_addr(endian);
             let memory = start..start.saturating_add(len);
+            let file = file_off..file_off.saturating_add(len);
             match section.sh_type(endian) {
                 SHT_INIT_ARRAY => {
                     found.addresses = file_off..file_off.saturating_add(len.min(MOST_ADDRESSES));
                     found.memory = memory;
                 }
+                // Those of stubs refer to the section with the addresses of what they lead to.
+                SHT_RELA if flags.contains(SHF_INFO_LINK) => found.linkage.relocations = file,
+                SHT_DYNSYM => found.linkage.symbols = file,
                 SHT_RELA if found.relocations.is_empty() => {
                     found.relocations = file_off..file_off.saturating_add(len.min(MOST_RELOCATIONS));
                 }
                 SHT_PROGBITS if !flags.contains(SHF_WRITE) => {
+                    let is_code = flags.contains(SHF_EXECINSTR);
+                    if is_code && section.sh_entsize(endian) == STUB_LEN {
+                        found.linkage.stubs.push(file);
+                    }
                     found.parts.push(Part {
                         memory,
                         file_off,
-                        is_code: flags.contains(SHF_EXECINSTR),
+                        is_code,
                     });
                 }
                 _ => {}
@@ -122,6 +160,11 @@ impl Constructors {
         addresses.flatten().collect()
     }
 
+    /// Where the program tells which functions lie behind stubs.
+    pub fn linkage(&self) -> &Linkage {
+        &self.linkage
+    }
+
     /// Ranges of the file with the code of the constructors, ascending, told by the bytes of their addresses.
     pub fn code(&self, addresses: &[u8]) -> Vec<Range<u64>> {
         let (addresses, _) = addresses.as_chunks::<8>();
@@ -147,25 +190,54 @@ impl Constructors {
         ranges
     }
 
-    /// Places in the file that the code at `file_off` refers to, in the order in which it does; one place may be named often.
-    pub fn targets(&self, file_off: u64, code: &[u8]) -> Vec<u64> {
+    /// What the code at `file_off` refers to, in the order in which it does; one place may be named often.
+    pub fn targets(&self, file_off: u64, code: &[u8]) -> Vec<Target> {
         let Some(part) = self.parts.iter().find(|part| part.file().contains(&file_off)) else {
             return Vec::new();
         };
         let memory = part.memory.start.saturating_add(file_off - part.file_off);
         let instructions = code.windows(INSTRUCTION_LEN).enumerate();
         let targets = instructions.filter_map(|(at, instruction)| {
-            let (target, is_call) = target(memory.checked_add(at as u64)?, instruction)?;
-            let part = self.part_at(target)?;
-            let is_meant = !is_call || part.is_code && target.is_multiple_of(FUNCTION_ALIGN);
-            is_meant.then(|| part.file_off(target))
+            let (address, is_called) = target(memory.checked_add(at as u64)?, instruction)?;
+            let part = self.part_at(address)?;
+            let is_meant = !is_called || part.is_code && address.is_multiple_of(FUNCTION_ALIGN);
+            is_meant.then(|| Target {
+                file_off: part.file_off(address),
+                is_called,
+            })
         });
         targets.collect()
+    }
+
+    /// The function that a call of a place in the file leads to; `None` for one of another program.
+    pub fn function(&self, called: u64, links: &Links) -> Option<u64> {
+        match links.callee(called) {
+            Callee::Itself => Some(called),
+            Callee::Behind(address) => {
+                let part = self.part_at(address).filter(|part| part.is_code)?;
+                Some(part.file_off(address))
+            }
+            Callee::Elsewhere => None,
+        }
     }
 
     fn part_at(&self, address: u64) -> Option<&Part> {
         self.parts.iter().find(|part| part.memory.contains(&address))
     }
+}
+
+/// The function that begins with `code`, which begins at a place in the file and may go on behind it.
+pub fn function_at(file_off: u64, code: &[u8]) -> &[u8] {
+    let code = &code[..code.len().min(FUNCTION_LEN)];
+    let ends = |at: usize| {
+        let ends_here = code[at - 1] == RETURN || at >= 5 && code[at - 5] == JUMP;
+        // Behind the last one comes padding, or the next function at once.
+        let is_next = || file_off.saturating_add(at as u64).is_multiple_of(FUNCTION_ALIGN);
+        let is_padding = || PADDING.iter().any(|padding| code[at..].starts_with(padding));
+        ends_here && (is_next() || is_padding())
+    };
+    let len = (1..=code.len()).find(|at| ends(*at)).unwrap_or(code.len());
+    &code[..len]
 }
 
 /// The address that an instruction refers to, and whether it calls it.
@@ -211,13 +283,14 @@ mod tests {
             let (constructors, code) = found(&bytes);
             assert!(!code.is_empty());
             assert!(code.is_sorted_by(|one, next| one.end < next.start));
-            let targets: Vec<u64> = code
+            let targets: Vec<Target> = code
                 .iter()
                 .flat_map(|range| constructors.targets(range.start, slice(&bytes, range.clone())))
                 .collect();
-            assert!(!targets.is_empty());
+            assert!(targets.iter().any(|target| target.is_called));
             let len = bytes.len() as u64;
-            assert!(code.iter().all(|range| range.end <= len) && targets.iter().all(|target| *target < len));
+            assert!(code.iter().all(|range| range.end <= len));
+            assert!(targets.iter().all(|target| target.file_off < len));
         }
     }
 
@@ -232,6 +305,7 @@ mod tests {
             addresses: 0x3000..0x3018,
             memory: 0xa000..0xa018,
             relocations: 0..0,
+            linkage: Linkage::default(),
             parts: vec![
                 part(0x1000..0x8000, 0x400, true),
                 part(0x9000..0x9800, 0x2000, false),
@@ -249,9 +323,29 @@ mod tests {
         // At 0x1120: the address of 0x9004, and of something that is written to.
         code[32..39].copy_from_slice(&[0x48, 0x8d, 0x35, 0xdd, 0x7e, 0, 0]);
         code[40..47].copy_from_slice(&[0x4c, 0x8d, 0x3d, 0, 0xf0, 0, 0]);
-        assert_eq!(sample().targets(0x500, &code), [0x600, 0x2004]);
+        let target = |file_off, is_called| Target { file_off, is_called };
+        assert_eq!(
+            sample().targets(0x500, &code),
+            [target(0x600, true), target(0x2004, false)]
+        );
         assert!(sample().targets(0x9_0000, &code).is_empty());
         assert!(sample().targets(0x500, &code[..6]).is_empty());
+    }
+
+    #[test]
+    fn a_function_ends_where_the_next_begins_or_padding_does() {
+        let body = |code: &[u8]| {
+            let code = [code, &[0x55; 40]].concat();
+            function_at(0x1000, &code).len()
+        };
+        // mov rbx, rax holds the byte of a return.
+        assert_eq!(body(&[0x48, 0x89, 0xc3, 0x31, 0xc0, 0xc3, 0x66, 0x90]), 6);
+        assert_eq!(body(&[0xe9, 1, 2, 3, 4, 0x0f, 0x1f]), 5);
+        assert_eq!(body(&[&[0x90; 15][..], &[0xc3]].concat()), 16);
+        assert_eq!(body(&[0xc3, 0x48]), 42);
+        assert!(function_at(0x1000, b"").is_empty());
+        assert_eq!(function_at(0, &[0x55; 2 * FUNCTION_LEN]).len(), FUNCTION_LEN);
+        assert_eq!(function_at(u64::MAX, &[0xc3]).len(), 1);
     }
 
     #[test]

@@ -10,6 +10,7 @@
 
 mod constructors;
 mod libraries;
+mod linkage;
 
 use std::ops::Range;
 
@@ -21,8 +22,9 @@ use object::elf::{
 use object::read::elf::{FileHeader as _, ProgramHeader as _, SectionHeader as _};
 use object::{Endianness, pod};
 
-pub use constructors::Constructors;
+pub use constructors::{Constructors, Target, function_at};
 pub use libraries::{LibraryPlaces, Needed, library_name};
+pub use linkage::{Linkage, Links};
 
 /// The first bytes of every ELF file.
 pub const MAGIC: &[u8] = b"\x7fELF";

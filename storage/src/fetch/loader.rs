@@ -13,11 +13,11 @@ use std::sync::{Arc, Mutex};
 use bytes::BytesMut;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, OptionFuture};
-use sluice_format::program::{Constructors, MAGIC, MOST_BYTES, Program, library_name};
+use sluice_format::program::{MAGIC, Program, library_name};
 use sluice_format::startup::FilePlace;
 
 use super::files::Files;
-use super::{Claim, Lane, Source};
+use super::{Claim, Lane, Source, constructors};
 use crate::sync::lock;
 
 /// Files remembered per layer, so that each is looked at once.
@@ -25,10 +25,6 @@ const MOST_MET: usize = 50_000;
 
 /// Bytes at the beginning of a library that hold its headers.
 pub(super) const HEAD_LEN: u64 = 4096;
-/// Bytes of code that are looked at together.
-const PIECE_LEN: u64 = 256 << 10;
-/// Plain bytes that the constructors of one program may cause to be fetched: those of PyTorch's largest library touch 75 MB.
-const MOST_TOUCHED: u64 = 2 * MOST_BYTES;
 
 /// The files of one layer that were looked into, by their first byte.
 #[derive(Debug, Default)]
@@ -88,8 +84,9 @@ pub(crate) fn fetch_ahead(
             ahead.want(code.filter(|range| files.spend_on_code(len(range))));
             ahead.want(constants.filter(|range| files.spend_on_constants(len(range))));
         }
-        let constructors = program.constructors(&sections).map(Arc::new);
-        let follow = OptionFuture::from(constructors.map(|found| follow(&opened, found)));
+        let found = program.constructors(&sections).map(Arc::new);
+        let follow = found.map(|found| constructors::follow(&opened, found));
+        let follow = OptionFuture::from(follow);
         let look = files.map(|files| look_for(&opened, files, (&program, &sections), code));
         tokio::join!(follow, OptionFuture::from(look));
     }
@@ -124,39 +121,6 @@ pub(super) async fn fetch_library(files: Arc<Files>, place: FilePlace, lane: Lan
     Some(())
 }
 
-/// Has fetched what constructors touch. Ends early when something cannot be had.
-async fn follow(opened: &Opened, constructors: Arc<Constructors>) -> Option<()> {
-    let source = &opened.source;
-    let mut code = constructors.code(&opened.gather(constructors.addresses()).await?);
-    if code.is_empty() {
-        let relocations = opened.gather(constructors.relocations()).await?;
-        code = constructors.code(&constructors.relocated(&relocations));
-    }
-    opened.want(code.clone());
-    let (mut asked, mut left) = (HashSet::new(), MOST_TOUCHED);
-    for piece in code.into_iter().flat_map(pieces) {
-        let bytes = opened.gather(piece.clone()).await?;
-        let constructors = constructors.clone();
-        let targets = tokio::task::spawn_blocking(move || constructors.targets(piece.start, &bytes));
-        let mut ahead = Vec::new();
-        for target in targets.await.ok()? {
-            let chunks = opened.chunks(target..target + 1);
-            for chunk in chunks.filter(|chunk| asked.insert(*chunk)) {
-                left = left.checked_sub(source.chunk(chunk).plain_len.into())?;
-                ahead.push((chunk, opened.lane));
-            }
-        }
-        source.upstream.want(source, &ahead);
-    }
-    Some(())
-}
-
-/// A range in pieces of at most [`PIECE_LEN`].
-fn pieces(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-    let starts = range.clone().step_by(PIECE_LEN as usize);
-    starts.map(move |start| start..start.saturating_add(PIECE_LEN).min(range.end))
-}
-
 /// A file that is looked into.
 #[derive(Clone, Debug)]
 pub(crate) struct Opened {
@@ -168,7 +132,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    fn with_lane(&self, lane: Lane) -> Self {
+    pub(super) fn with_lane(&self, lane: Lane) -> Self {
         Self { lane, ..self.clone() }
     }
 
@@ -180,12 +144,12 @@ impl Opened {
     }
 
     /// The chunks that a range of the file lies in.
-    fn chunks(&self, file: Range<u64>) -> Range<usize> {
+    pub(super) fn chunks(&self, file: Range<u64>) -> Range<usize> {
         self.source.index.chunks.covering(self.in_layer(file))
     }
 
     /// Has ranges of the file fetched. That a reader touches them tells nothing new then.
-    fn want(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
+    pub(super) fn want(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
         let chunks = ranges.into_iter().flat_map(|range| self.chunks(range));
         let ahead: Vec<_> = chunks.map(|chunk| (chunk, self.lane)).collect();
         ahead

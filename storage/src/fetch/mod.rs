@@ -19,6 +19,7 @@
 
 mod board;
 mod coalesce;
+mod constructors;
 mod decode;
 pub(crate) mod files;
 pub(crate) mod imports;
@@ -40,6 +41,7 @@ use std::sync::{Arc, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+pub use self::constructors::FAULT_WINDOW;
 use self::decode::Decoders;
 pub use self::lane::Lane;
 use self::readahead::Foresight;

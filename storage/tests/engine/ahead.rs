@@ -1,16 +1,18 @@
 //! What readers want next is there when they come to it, and what was fetched for nobody is bounded.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use sluice_format::inode::Attributes;
+use sluice_format::program::{Program, function_at};
 use sluice_format::startup::{Command, ImageFiles};
 use sluice_format::tree::{Extent, ExtentSource, FileContent};
 use sluice_format::{EntryName, Node, NodeId, NodeKind, Tree};
 use sluice_storage::testing::{Fault, SampleLayer, Times};
-use sluice_storage::{PlainLayer, PlainLayerOptions, ReadObserver};
+use sluice_storage::{FAULT_WINDOW, PlainLayer, PlainLayerOptions, ReadObserver};
 use tokio::time::sleep;
 
 use crate::bench::{Bench, settle};
@@ -20,7 +22,7 @@ const WRONG_BYTES: u64 = 256 << 10;
 /// Wrong guesses beyond that, in percent of what was touched.
 const WRONG_PERCENT: u64 = 100;
 /// Stored bytes between two chunks that are asked for with them, also when they are here.
-const BRIDGED: u64 = 64 << 10;
+const BRIDGED: u64 = 192 << 10;
 
 #[derive(Debug, Default)]
 struct Waits {
@@ -228,4 +230,64 @@ async fn tables_and_constructors_of_a_program_come_when_its_head_is_read() {
             );
         }
     }
+}
+
+/// What constructors of libstdc++ call, also through stubs, and what those functions call.
+fn called_by_constructors(elf: &[u8]) -> BTreeSet<u64> {
+    let part = |range: Range<u64>| &elf[range.start as usize..range.end as usize];
+    let program = Program::parse(&elf[..4096]).expect("a program");
+    let constructors = program
+        .constructors(part(program.sections()))
+        .expect("it has some");
+    let linkage = constructors.linkage();
+    let links = linkage.links(part(linkage.relocations()), part(linkage.symbols()));
+    let calls = |file_off, code: &[u8]| {
+        let targets = constructors.targets(file_off, code).into_iter();
+        let called = targets.filter(|target| target.is_called);
+        let functions = called.filter_map(|target| constructors.function(target.file_off, &links));
+        functions.collect::<BTreeSet<u64>>()
+    };
+    let code = constructors.code(part(constructors.addresses()));
+    let first: BTreeSet<u64> = code
+        .into_iter()
+        .flat_map(|range| calls(range.start, part(range)))
+        .collect();
+    let next = first.iter().flat_map(|function| {
+        let body = function_at(*function, &elf[*function as usize..]);
+        calls(*function, body)
+    });
+    let next = BTreeSet::from_iter(next);
+    assert!(
+        first.len() > 5 && next.difference(&first).count() > 5,
+        "{first:?} {next:?}"
+    );
+    first.union(&next).copied().collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_constructors_call_comes_with_all_that_a_page_fault_reads() {
+    const CHUNK_LEN: usize = 8 << 10;
+    const PLAIN_OFF: u64 = 1024;
+    let library = std::fs::read("/usr/lib/x86_64-linux-gnu/libstdc++.so.6").expect("libstdc++ is installed");
+    let mut plain = vec![0x55; PLAIN_OFF as usize];
+    plain.extend_from_slice(&library);
+    plain.resize(plain.len().next_multiple_of(512) + 1024, 0);
+    let bench = Bench::of(SampleLayer::of_plain(plain, CHUNK_LEN, 0));
+    let layer = bench.layer();
+    layer
+        .read(PLAIN_OFF..PLAIN_OFF + 4096)
+        .await
+        .expect("the head is read");
+    settle().await;
+    for function in called_by_constructors(&library) {
+        let page = function & !4095;
+        let window =
+            page.saturating_sub(FAULT_WINDOW / 2)..(page + FAULT_WINDOW / 2).min(library.len() as u64);
+        let plain = PLAIN_OFF + window.start..PLAIN_OFF + window.end;
+        assert!(
+            layer.read_cached(plain).is_some(),
+            "around the function at {function:#x}"
+        );
+    }
+    assert!(!layer.is_complete(), "other code is not fetched ahead");
 }
