@@ -329,7 +329,7 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
-    use super::super::coalesce::{GAP, LONG_RANGE_LEN, RANGE_LEN};
+    use super::super::coalesce::{GAP, LONG_GAP, LONG_RANGE_LEN, RANGE_LEN};
     use super::*;
     use crate::Fetcher;
     use crate::testing::SampleLayer;
@@ -420,12 +420,15 @@ mod tests {
 
     #[tokio::test]
     async fn ranges_are_bounded_by_gap_and_length() {
-        let far = source(4, 1000, GAP as usize + 1);
-        let mut board = Board::default();
-        want(&mut board, &far, &[0, 1], Lane::Fill);
-        assert_eq!(take(&mut board).expect("a range").0, [0]);
-        assert_eq!(take(&mut board).expect("a range").0, [1]);
-        for (lane, most_len) in [(Lane::Demand, RANGE_LEN), (Lane::Fill, LONG_RANGE_LEN)] {
+        for (lane, most_gap, most_len) in [
+            (Lane::Demand, GAP, RANGE_LEN),
+            (Lane::Fill, LONG_GAP, LONG_RANGE_LEN),
+        ] {
+            let far = source(4, 1000, most_gap as usize + 1);
+            let mut board = Board::default();
+            want(&mut board, &far, &[0, 1], lane);
+            assert_eq!(take(&mut board).expect("a range").0, [0]);
+            assert_eq!(take(&mut board).expect("a range").0, [1]);
             let half = most_len as usize / 2 - 1000;
             let long = source(4, half, 0);
             let mut board = Board::default();

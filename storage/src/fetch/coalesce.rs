@@ -10,8 +10,11 @@ use std::sync::Arc;
 use super::board::Board;
 use super::{Lane, Source};
 
-/// Stored bytes between two chunks that are cheaper to transfer than to ask around: at 10 MB/s, about a round trip of 6 ms.
+/// Stored bytes between two chunks that a reader waits for and that are cheaper to transfer than to ask around: at 10 MB/s, about a round trip of 6 ms.
 pub(super) const GAP: u64 = 64 << 10;
+/// The same for work that nobody waits for: as much as one chunk has as a rule, or two. A start of PyTorch needs 380 requests in place of 530 so, for 4 % more bytes,
+/// and takes a tenth less time.
+pub(super) const LONG_GAP: u64 = 192 << 10;
 /// Stored bytes that two neighbours may share.
 pub(super) const SHARED: u64 = 1;
 /// Stored length at which a range for a waiting reader is not made longer.
@@ -29,14 +32,27 @@ pub(super) struct Batch {
     pub(super) chunks: Vec<usize>,
 }
 
+/// How far a range goes, in stored bytes.
+#[derive(Clone, Copy, Debug)]
+struct Most {
+    gap: u64,
+    len: u64,
+}
+
 /// The range around `first`, which is queued in `lane`, with all queued chunks that travel well with it.
 pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane) -> Batch {
     if source.is_streamed {
         return Batch::whole(board, source);
     }
-    let most_len = match lane {
-        Lane::Demand => RANGE_LEN,
-        _ => LONG_RANGE_LEN,
+    let most = match lane {
+        Lane::Demand => Most {
+            gap: GAP,
+            len: RANGE_LEN,
+        },
+        _ => Most {
+            gap: LONG_GAP,
+            len: LONG_RANGE_LEN,
+        },
     };
     let mut batch = Batch {
         source: source.clone(),
@@ -44,10 +60,10 @@ pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane
         chunks: vec![first],
     };
     batch.add_companions(board);
-    batch.extend_forward(board, most_len);
+    batch.extend_forward(board, most);
     // What lies before a chunk that a reader waits for would only make the reader wait.
     if lane != Lane::Demand {
-        batch.extend_backward(board, most_len);
+        batch.extend_backward(board, most);
     }
     batch
 }
@@ -88,7 +104,7 @@ impl Batch {
         self.chunks.splice(0..0, companions);
     }
 
-    fn extend_forward(&mut self, board: &Board, most_len: u64) {
+    fn extend_forward(&mut self, board: &Board, most: Most) {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();
         let mut at = self.chunks[self.chunks.len() - 1] + 1;
@@ -104,7 +120,7 @@ impl Batch {
                 true if stored.end == self.stored.end => Some(0),
                 _ => gap(self.stored.end, stored.start),
             };
-            if gap.is_none_or(|gap| gap > GAP) || stored.end - self.stored.start > most_len {
+            if gap.is_none_or(|gap| gap > most.gap) || stored.end - self.stored.start > most.len {
                 return;
             }
             before = stored.clone();
@@ -119,14 +135,14 @@ impl Batch {
         }
     }
 
-    fn extend_backward(&mut self, board: &Board, most_len: u64) {
+    fn extend_backward(&mut self, board: &Board, most: Most) {
         let table = self.source.index.chunks.chunks();
         let mut between = Vec::new();
         let mut before = Vec::new();
         for at in (0..self.chunks[0]).rev().filter(|at| !self.source.is_zeros(*at)) {
             let stored = table[at].stored_range();
             let gap = gap(stored.end, self.stored.start);
-            if gap.is_none_or(|gap| gap > GAP) || self.stored.end - stored.start > most_len {
+            if gap.is_none_or(|gap| gap > most.gap) || self.stored.end - stored.start > most.len {
                 break;
             }
             if board.is_queued(self.source.layer, at) {

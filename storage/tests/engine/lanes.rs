@@ -15,7 +15,7 @@ const LATENCY: Duration = Duration::from_millis(100);
 const SIDE_BY_SIDE: usize = 12;
 const LONG_SIDE_BY_SIDE: usize = 2;
 /// Stored bytes between chunks that keep them from being joined.
-const FAR: usize = 70_000;
+const FAR: usize = 200_000;
 
 #[tokio::test(start_paused = true)]
 async fn a_demand_read_overtakes_a_queued_profile() {
