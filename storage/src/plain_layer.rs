@@ -9,7 +9,7 @@
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -65,7 +65,7 @@ pub struct PlainLayerOptions {
     pub position: usize,
     /// Told what readers do.
     pub observers: Vec<Arc<dyn ReadObserver>>,
-    /// A profile tells what a start will read, so that files need not be looked into.
+    /// A profile tells what a start will read, so that files need not be looked into, nor what lies between its chunks be fetched.
     pub has_profile: bool,
 }
 
@@ -75,7 +75,6 @@ pub struct PlainLayer {
     source: Arc<Source>,
     met: Arc<loader::Met>,
     in_image: Mutex<Option<InImage>>,
-    follows_profile: AtomicBool,
     runtime: Handle,
     /// The file that the kernel was given, which is kept for it as long as this layer lives.
     complete: OnceLock<CompleteFile>,
@@ -100,11 +99,13 @@ impl PlainLayer {
         options: PlainLayerOptions,
     ) -> Arc<Self> {
         let source = fetcher.source(layer, cache);
+        source
+            .follows_profile
+            .store(options.has_profile, Ordering::Relaxed);
         Arc::new(Self {
             source,
             met: Arc::default(),
             in_image: Mutex::default(),
-            follows_profile: AtomicBool::new(options.has_profile),
             runtime: Handle::current(),
             complete: OnceLock::new(),
             options,
@@ -220,9 +221,9 @@ impl PlainLayer {
         *lock(&self.in_image) = None;
     }
 
-    /// Says whether a profile tells what a start will read, so that files need not be looked into.
+    /// Says whether a profile tells what a start will read, so that files need not be looked into, nor what lies between its chunks be fetched.
     pub fn follow_profile(&self, follows: bool) {
-        self.follows_profile.store(follows, Ordering::Relaxed);
+        self.source.follows_profile.store(follows, Ordering::Relaxed);
     }
 
     /// Says that chunks will be fetched for another reason, such as a profile: that a reader touches them tells nothing new.
@@ -382,7 +383,7 @@ impl PlainLayer {
 
     /// When a reader has just read the beginning of a program or module, has fetched what that leads to.
     fn foresee_file(&self, plain_off: u64, head: &[u8]) {
-        if self.follows_profile.load(Ordering::Relaxed) {
+        if self.source.follows_profile() {
             return;
         }
         if self.source.foresight.is_swept() {

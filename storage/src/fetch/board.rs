@@ -439,6 +439,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_lies_between_the_chunks_of_a_profile_is_left_out() {
+        let source = source(4, 1000, GAP as usize + 1);
+        for (follows, taken) in [(true, vec![0]), (false, vec![0, 1])] {
+            source.follows_profile.store(follows, Ordering::Relaxed);
+            let mut board = Board::default();
+            want(&mut board, &source, &[0, 1], Lane::Profile);
+            assert_eq!(take(&mut board).expect("a range").0, taken);
+        }
+    }
+
+    #[tokio::test]
     async fn a_waiting_reader_takes_a_far_chunk_from_a_lesser_transfer() {
         let source = source(20, 40_000, 0);
         let mut board = Board::default();

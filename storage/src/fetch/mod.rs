@@ -35,7 +35,7 @@ mod transfer;
 mod upstream;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::runtime::Handle;
@@ -108,6 +108,7 @@ impl Fetcher {
             fetcher: self.clone(),
             upstream: upstream.clone(),
             is_streamed: layer.index.is_streamed(),
+            follows_profile: AtomicBool::new(false),
         })
     }
 

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use sluice_format::compression::{ChunkDecoder, Codec};
@@ -41,9 +42,15 @@ pub(crate) struct Source {
     pub(crate) foresight: Foresight,
     /// Chunks cannot be fetched one by one; see [`crate::stream`].
     pub(crate) is_streamed: bool,
+    /// A profile tells which chunks a start reads. Others are not worth guesses.
+    pub(crate) follows_profile: AtomicBool,
 }
 
 impl Source {
+    pub(crate) fn follows_profile(&self) -> bool {
+        self.follows_profile.load(Ordering::Relaxed)
+    }
+
     /// The chunk at a position of the chunk table.
     pub(crate) fn chunk(&self, at: usize) -> &ChunkRef {
         &self.index.chunks.chunks()[at]
