@@ -3,9 +3,9 @@
 //! A loader maps a library and touches its headers; then it walks the relocations from end to end with the data that they patch, and the symbol
 //! tables in no order. Together these are most of what a start reads of a large library. The headers tell where the patched data lies, and the
 //! section headers where the tables lie: whoever has seen those can fetch the rest before it is asked for. Then constructors run, and their code tells what
-//! they touch ([`Constructors`]). Before all that, a loader has to find the libraries ([`Needed`]).
+//! they touch ([`Constructors`]), also through stubs ([`Linkage`]). Before all that, a loader has to find the libraries ([`Needed`]).
 //!
-//! Everything here is a guess for fetching ahead. A file that only looks like ELF, or lies about itself, costs at most [`MOST_BYTES`] fetched in
+//! Everything here is a guess for fetching ahead. Of a file that only looks like ELF, or lies about itself, each of these parts costs at most [`MOST_BYTES`] fetched in
 //! vain. Only 64-bit files are looked at. Source: System V ABI, chapters 4 and 5 (object files, program loading and dynamic linking), and the GNU extensions.
 
 mod constructors;

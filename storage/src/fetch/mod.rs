@@ -11,7 +11,7 @@
 //! Whenever something is wanted or a range ends, `upstream` takes the best queued chunk, `coalesce` joins its neighbours into one range, and
 //! `transfer` fetches it: the body is cut into chunks as it arrives, `decode` turns each into verified plain bytes on a small pool beside the
 //! network, and each lands at once. What the disk cannot keep, `recent` remembers for a while. `readahead` tells what a reader will
-//! want next, and `loader` what a dynamic loader will read of a program.
+//! want next, `loader` what a dynamic loader will read of a program, and `constructors` what those of a library touch.
 //!
 //! Chunks that cannot be fetched by themselves all come in one transfer that reads the whole blob (`streamed`).
 //!
