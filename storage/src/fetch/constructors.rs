@@ -48,9 +48,8 @@ pub(super) async fn follow(opened: &Opened, constructors: Arc<Constructors>) -> 
     let functions: BTreeSet<u64> = functions.collect();
     reach.want(functions.iter().copied(), opened.lane)?;
     let functions = Vec::from_iter(functions);
-    for together in
-        functions.chunk_by(|one, next| opened.chunks(*one..*one + 1) == opened.chunks(*next..*next + 1))
-    {
+    let chunk_of = |function: &u64| opened.chunks(*function..function.saturating_add(1));
+    for together in functions.chunk_by(|one, next| chunk_of(one) == chunk_of(next)) {
         let further = callees(opened, constructors.clone(), links.clone(), together.to_vec()).await?;
         reach.want(further, Lane::Profile.max(opened.lane))?;
     }
@@ -75,7 +74,7 @@ async fn callees(
     let (first, last) = (*functions.first()?, *functions.last()?);
     let chunk = opened
         .source
-        .chunk(opened.chunks(last..last + 1).start)
+        .chunk(opened.chunks(last..last.saturating_add(1)).start)
         .plain_range();
     let end = chunk.end.saturating_sub(opened.plain_off);
     let bytes = opened.gather(first..end).await?;
