@@ -8,10 +8,9 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use object::elf::{DT_NEEDED, Dyn64, SHT_DYNAMIC};
-use object::pod;
 use object::read::elf::SectionHeader as _;
 
-use super::Program;
+use super::{Program, entries};
 use crate::startup::{FilePlace, last_part};
 use crate::tree::{NodeId, NodeKind, Tree};
 
@@ -62,10 +61,7 @@ impl Needed {
 
     /// Ranges of the file that each begin with the name of a library and a zero byte, told by the bytes of the dynamic section.
     pub fn names(&self, program: &Program, dynamic: &[u8]) -> Vec<Range<u64>> {
-        let whole = dynamic.len() / size_of::<Dyn64<object::Endianness>>();
-        let entries = pod::slice_from_bytes::<Dyn64<object::Endianness>>(dynamic, whole);
-        let entries = entries.map_or(&[][..], |(entries, _)| entries);
-        let needed = entries
+        let needed = entries::<Dyn64<object::Endianness>>(dynamic)
             .iter()
             .filter(|entry| entry.d_tag.get(program.endian) == DT_NEEDED);
         let range = |entry: &Dyn64<object::Endianness>| {
@@ -103,7 +99,7 @@ impl LibraryPlaces {
     /// The libraries of an image tree.
     pub fn of(tree: &Tree) -> Self {
         let mut names: HashMap<Box<[u8]>, Meaning> = HashMap::new();
-        for (name, id) in entries(tree).filter(|(name, _)| is_library(name)) {
+        for (name, id) in tree_entries(tree).filter(|(name, _)| is_library(name)) {
             let meaning = match &tree.node(id).kind {
                 NodeKind::Regular(content) => FilePlace::of(content).map(Meaning::File),
                 // A link to the same name leads to another directory, where the name is met too.
@@ -136,7 +132,7 @@ impl LibraryPlaces {
 }
 
 /// All entries of the directories that are there. A merged tree also has nodes that upper layers have hidden.
-fn entries(tree: &Tree) -> impl Iterator<Item = (&[u8], NodeId)> {
+fn tree_entries(tree: &Tree) -> impl Iterator<Item = (&[u8], NodeId)> {
     let mut left = vec![NodeId::ROOT];
     let directories = std::iter::from_fn(move || {
         let directory = tree.directory(left.pop()?)?;

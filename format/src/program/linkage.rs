@@ -10,7 +10,8 @@ use std::ops::Range;
 
 use object::Endianness;
 use object::elf::{Rela64, Sym64};
-use object::pod;
+
+use super::entries;
 
 /// Bytes of relocations and of symbols that are looked at; the largest library seen has 0.8 MB and 2.1 MB.
 const MOST_TABLE: u64 = 8 << 20;
@@ -32,7 +33,7 @@ pub struct Links {
     /// Tables of stubs in the file, without what precedes the first stub.
     stubs: Vec<Range<u64>>,
     /// By the number of the stub; 0 for a function of another program.
-    pub(super) addresses: Vec<u64>,
+    addresses: Vec<u64>,
 }
 
 /// What a call leads to.
@@ -96,11 +97,6 @@ impl Links {
 
 fn bounded(table: &Range<u64>) -> Range<u64> {
     table.start..table.end.min(table.start.saturating_add(MOST_TABLE))
-}
-
-fn entries<T: pod::Pod>(bytes: &[u8]) -> &[T] {
-    let whole = bytes.len() / size_of::<T>();
-    pod::slice_from_bytes(bytes, whole).map_or(&[], |(entries, _)| entries)
 }
 
 #[cfg(test)]

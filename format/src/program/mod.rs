@@ -153,9 +153,14 @@ impl Program {
     }
 
     fn section_headers<'a>(&self, bytes: &'a [u8]) -> &'a [SectionHeader64<Endianness>] {
-        let whole = bytes.len() / size_of::<SectionHeader64<Endianness>>();
-        pod::slice_from_bytes(bytes, whole).map_or(&[], |(sections, _)| sections)
+        entries(bytes)
     }
+}
+
+/// The whole entries of a table.
+fn entries<T: pod::Pod>(bytes: &[u8]) -> &[T] {
+    let whole = bytes.len() / size_of::<T>();
+    pod::slice_from_bytes(bytes, whole).map_or(&[], |(entries, _)| entries)
 }
 
 /// A path that ends with a zero byte.
