@@ -15,13 +15,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use sluice_format::DiffId;
-use sluice_format::program::Program;
 use sluice_format::startup::ImageFiles;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use crate::fetch::files::{FileLayer, Files, InImage};
-use crate::fetch::loader::{Code, Opened};
+use crate::fetch::loader::{Code, Meeting, Opened};
 use crate::fetch::readahead::Reading;
 use crate::fetch::{Claim, Lane, Source, WholeWhen, imports, loader};
 use crate::read_policy::{Patience, ReadPolicy};
@@ -393,8 +392,8 @@ impl PlainLayer {
             return;
         }
         let image = lock(&self.in_image).clone();
-        if let Some(program) = self.met.meet_program(plain_off, head) {
-            self.foresee_program(program, plain_off, image);
+        if let Some(meeting) = self.met.meet_program(plain_off, head, Code::Touched) {
+            self.foresee_program(meeting, plain_off, image);
         } else if let Some(image) = image
             && let Some(module) = image.module_at(plain_off)
             && !self.is_complete()
@@ -403,7 +402,7 @@ impl PlainLayer {
         }
     }
 
-    fn foresee_program(&self, program: Program, plain_off: u64, image: Option<InImage>) {
+    fn foresee_program(&self, meeting: Meeting, plain_off: u64, image: Option<InImage>) {
         if self.is_complete() {
             return;
         }
@@ -413,8 +412,7 @@ impl PlainLayer {
             lane: Lane::Readahead,
         };
         let files = image.map(|image| image.files);
-        self.runtime
-            .spawn(loader::fetch_ahead(opened, files, program, Code::Touched));
+        self.runtime.spawn(loader::fetch_ahead(opened, files, meeting));
     }
 
     fn waited(&self, chunks: Range<usize>, wait: Duration) {

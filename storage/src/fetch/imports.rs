@@ -32,8 +32,8 @@ fn look_into(files: Arc<Files>, place: FilePlace) -> BoxFuture<'static, Option<(
         }
         let (opened, met) = files.open(place, Lane::Readahead)?;
         let head = opened.gather(0..place.len.min(HEAD_LEN)).await?;
-        if let Some(program) = met.meet_program(place.plain_off, &head) {
-            loader::fetch_ahead(opened, Some(files), program, Code::Whole).await;
+        if let Some(program) = met.meet_program(place.plain_off, &head, Code::Whole) {
+            loader::fetch_ahead(opened, Some(files), program).await;
             return Some(());
         }
         let interpreter = interpreter_of(&head)?;

@@ -6,7 +6,8 @@
 //! known to have them. Of the program that an image starts, and the libraries it is linked with, all code and constants are wanted as well, with less urgency. See
 //! [`sluice_format::program`].
 
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -26,30 +27,52 @@ const MOST_MET: usize = 50_000;
 /// Bytes at the beginning of a library that hold its headers.
 pub(super) const HEAD_LEN: u64 = 4096;
 
-/// The files of one layer that were looked into, by their first byte.
+/// The files of one layer that were looked into, by their first byte, and how much of their code was asked for.
 #[derive(Debug, Default)]
 pub(crate) struct Met {
-    met: Mutex<HashSet<u64>>,
+    met: Mutex<HashMap<u64, Code>>,
 }
 
 impl Met {
     /// Whether the file that begins there has not been met before.
     pub(crate) fn meet(&self, plain_off: u64) -> bool {
-        let mut met = lock(&self.met);
-        met.len() < MOST_MET && met.insert(plain_off)
+        self.meet_for(plain_off, Code::Touched).is_some()
     }
 
-    /// The program that begins with `head` at a plain offset, when it is one and has not been met before.
-    pub(crate) fn meet_program(&self, plain_off: u64, head: &[u8]) -> Option<Program> {
+    /// The program that begins with `head` at a plain offset, when it is one and has not been met before for as much code.
+    pub(crate) fn meet_program(&self, plain_off: u64, head: &[u8], code: Code) -> Option<Meeting> {
         if !head.starts_with(MAGIC) {
             return None;
         }
-        Program::parse(head).filter(|_| self.meet(plain_off))
+        let program = Program::parse(head)?;
+        let is_first = self.meet_for(plain_off, code)?;
+        Some(Meeting {
+            program,
+            code,
+            is_first,
+        })
+    }
+
+    /// Whether the file is met for the first time; `None` when it was met before for as much code.
+    fn meet_for(&self, plain_off: u64, code: Code) -> Option<bool> {
+        let mut met = lock(&self.met);
+        let has_room = met.len() < MOST_MET;
+        match met.entry(plain_off) {
+            Entry::Vacant(new) if has_room => {
+                new.insert(code);
+                Some(true)
+            }
+            Entry::Occupied(mut known) if *known.get() < code => {
+                known.insert(code);
+                Some(false)
+            }
+            _ => None,
+        }
     }
 }
 
 /// Which code of a program is fetched ahead.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Code {
     /// What its constructors touch.
     Touched,
@@ -57,13 +80,27 @@ pub(crate) enum Code {
     Whole,
 }
 
+/// A program that is met for some of its code.
+#[derive(Debug)]
+pub(crate) struct Meeting {
+    program: Program,
+    code: Code,
+    /// A reader may open the program of an image before the image's config has named it: then all of its code is wanted later, and its
+    /// constructors were followed already.
+    is_first: bool,
+}
+
 /// Has the parts of a program fetched that its loader will read, and those of the libraries that it needs.
 pub(crate) fn fetch_ahead(
     opened: Opened,
     files: Option<Arc<Files>>,
-    program: Program,
-    code: Code,
+    meeting: Meeting,
 ) -> BoxFuture<'static, ()> {
+    let Meeting {
+        program,
+        code,
+        is_first,
+    } = meeting;
     async move {
         opened.want(program.data_ranges());
         if let Some((files, place)) = files
@@ -84,7 +121,7 @@ pub(crate) fn fetch_ahead(
             ahead.want(code.filter(|range| files.spend_on_code(len(range))));
             ahead.want(constants.filter(|range| files.spend_on_constants(len(range))));
         }
-        let found = program.constructors(&sections).map(Arc::new);
+        let found = program.constructors(&sections).filter(|_| is_first).map(Arc::new);
         let follow = found.map(|found| constructors::follow(&opened, found));
         let follow = OptionFuture::from(follow);
         let look = files.map(|files| look_for(&opened, files, (&program, &sections), code));
@@ -93,7 +130,7 @@ pub(crate) fn fetch_ahead(
     .boxed()
 }
 
-/// Has the libraries fetched that a program needs and that were not met before.
+/// Has the libraries fetched that a program needs and that were not met before for as much code.
 async fn look_for(
     opened: &Opened,
     files: Arc<Files>,
@@ -111,13 +148,13 @@ async fn look_for(
     Some(())
 }
 
-/// Has the parts of a library fetched that a loader reads, unless it was met before.
+/// Has the parts of a library fetched that a loader reads, unless it was met before for as much code.
 pub(super) async fn fetch_library(files: Arc<Files>, place: FilePlace, lane: Lane, code: Code) -> Option<()> {
     let (opened, met) = files.open(place, lane)?;
     // The section headers are the last of a file, so they come with the first.
     opened.want(std::iter::once(place.len.saturating_sub(1)..place.len));
-    let library = met.meet_program(place.plain_off, &opened.gather(0..HEAD_LEN).await?)?;
-    fetch_ahead(opened, Some(files), library, code).await;
+    let library = met.meet_program(place.plain_off, &opened.gather(0..HEAD_LEN).await?, code)?;
+    fetch_ahead(opened, Some(files), library).await;
     Some(())
 }
 

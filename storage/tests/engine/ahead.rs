@@ -118,20 +118,23 @@ fn loader_tables(elf: &[u8]) -> Vec<Range<usize>> {
     tables.into_iter().map(range).collect()
 }
 
-/// A tree with files and links in its root directory. Each file is known by where its first byte lies in the one layer.
-/// Files of 512 bytes at their offsets in layer 1, and links, all in the root.
-pub(crate) fn tree_of(files: &[(&str, u64)], links: &[(&str, &str)]) -> Tree {
-    let file = |plain_off| {
+/// A tree with files and links in its root directory. Each file is known by where it lies in the one layer.
+pub(crate) fn tree_of(files: &[(&str, Range<u64>)], links: &[(&str, &str)]) -> Tree {
+    let file = |plain: &Range<u64>| {
+        let len = plain.end - plain.start;
         NodeKind::Regular(FileContent {
-            size: 512,
+            size: len,
             extents: vec![Extent {
                 file_off: 0,
-                len: 512,
-                source: ExtentSource::Plain { device: 1, plain_off },
+                len,
+                source: ExtentSource::Plain {
+                    device: 1,
+                    plain_off: plain.start,
+                },
             }],
         })
     };
-    let files = files.iter().map(|(name, plain_off)| (*name, file(*plain_off)));
+    let files = files.iter().map(|(name, plain)| (*name, file(plain)));
     let links = links
         .iter()
         .map(|(name, target)| (*name, NodeKind::Symlink(target.as_bytes().to_vec())));
@@ -166,10 +169,11 @@ async fn libraries_come_when_the_head_of_a_program_that_needs_them_is_read() {
     plain.resize(plain.len().next_multiple_of(512) + 1024, 0);
     let [tinfo, libc, other] = libraries;
     let files = [
-        ("libtinfo.so.6.4", tinfo as u64),
-        ("libc.so.6", libc as u64),
-        ("libm.so.6", other as u64),
-    ];
+        ("libtinfo.so.6.4", tinfo),
+        ("libc.so.6", libc),
+        ("libm.so.6", other),
+    ]
+    .map(|(name, at)| (name, at as u64..at as u64 + 512));
     let tree = tree_of(&files, &[("libtinfo.so.6", "libtinfo.so.6.4")]);
     let bench = Bench::of(SampleLayer::of_plain(plain, CHUNK_LEN, 0));
     let layer = bench.layer();

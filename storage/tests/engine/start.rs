@@ -1,7 +1,9 @@
 //! What the files of an image tell about its start is there before anybody reads.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use sluice_format::program::Program;
 use sluice_format::startup::{Command, ImageFiles};
 use sluice_storage::PlainLayer;
 use sluice_storage::testing::SampleLayer;
@@ -39,12 +41,17 @@ impl Image {
     }
 
     fn place(&self, name: &str) -> u64 {
+        self.range(name).start
+    }
+
+    fn range(&self, name: &str) -> Range<u64> {
         let at = self.names.iter().position(|known| *known == name);
-        (APART * (at.expect("a file of the image") + 1)) as u64
+        let start = (APART * (at.expect("a file of the image") + 1)) as u64;
+        start..start + FILE_LEN as u64
     }
 
     async fn foresee(&self, command: &[&str]) {
-        let files: Vec<_> = self.names.iter().map(|name| (*name, self.place(name))).collect();
+        let files: Vec<_> = self.names.iter().map(|name| (*name, self.range(name))).collect();
         let command = Command::new(command.iter().copied(), ["/"], "/");
         let files = ImageFiles::of(&tree_of(&files, &[]), &command);
         PlainLayer::foresee(std::slice::from_ref(&self.layer), files);
@@ -54,10 +61,7 @@ impl Image {
     /// The files that are here.
     fn here(&self) -> Vec<&'static str> {
         let names = self.names.iter().copied();
-        let is_here = |name: &&str| {
-            let plain = self.place(name)..self.place(name) + FILE_LEN as u64;
-            self.layer.read_cached(plain).is_some()
-        };
+        let is_here = |name: &&str| self.layer.read_cached(self.range(name)).is_some();
         names.filter(is_here).collect()
     }
 }
@@ -146,4 +150,38 @@ async fn nothing_is_looked_into_for_a_reader_of_everything() {
     settle().await;
     let one = image.place("one.py");
     assert!(image.layer.read_cached(one..one + 1).is_none());
+}
+
+/// Containers start right after the mount: the kernel reads the head of a program before the config of the image has named it.
+#[tokio::test(start_paused = true)]
+async fn all_code_of_a_program_comes_although_a_reader_was_there_before_its_name() {
+    /// Too far for what lies between two parts to come along.
+    const GAP: usize = (192 << 10) + 1;
+    let elf = std::fs::read("/usr/lib/x86_64-linux-gnu/libstdc++.so.6").expect("libstdc++ is installed");
+    let program = Program::parse(&elf[..4096]).expect("a program");
+    let mut plain = vec![0x55; FILE_LEN];
+    plain.extend_from_slice(&elf);
+    plain.resize(plain.len().next_multiple_of(FILE_LEN) + 1024, 0);
+    let bench = Bench::of(SampleLayer::of_plain(plain, CHUNK_LEN, GAP));
+    let layer = bench.layer();
+    let begin = FILE_LEN as u64;
+    layer.read(begin..begin + 4096).await.expect("the head is read");
+    settle().await;
+    let code_is_here = || {
+        let mut code = program.code_ranges().into_iter();
+        code.all(|range| {
+            layer
+                .read_cached(begin + range.start..begin + range.end)
+                .is_some()
+        })
+    };
+    assert!(!code_is_here(), "it is no more than some program yet");
+    let command = Command::new(["program"], ["/"], "/");
+    let files = ImageFiles::of(
+        &tree_of(&[("program", begin..begin + elf.len() as u64)], &[]),
+        &command,
+    );
+    PlainLayer::foresee(std::slice::from_ref(&layer), files);
+    settle().await;
+    assert!(code_is_here());
 }
