@@ -5,6 +5,9 @@
 //! bytes per second, and falls while less brings as many: a hill climber that compares one epoch with the one before. After each
 //! step an epoch passes unmeasured, because ranges that began before the step still end in it. It moves only when work was waiting,
 //! since an idle link says nothing. An upstream that asks for patience halves the bound at once.
+//!
+//! Where ranges are short their number counts, because each costs the upstream work. Its answers tell when it has enough: a first byte that takes several times as long as the
+//! quickest one has stood in a queue, and one more range in that queue brings nothing but a longer wait for the next reader.
 
 use std::time::Duration;
 
@@ -18,8 +21,13 @@ const MOST: u64 = 32 << 20;
 /// A step up and a step down.
 const UP: u64 = 2 << 20;
 const DOWN: u64 = 1 << 20;
-/// Ranges under way at the same time, however short.
+/// Ranges under way at the same time, however short: at most, and when nothing is known yet; and at least.
 const MOST_RANGES: usize = 12;
+const LEAST_RANGES: usize = 2;
+/// An answer that takes so many times as long as the quickest one, and a little, has waited for others. At three a link is still full: its own buffer holds a
+/// round trip or two.
+const QUEUED: u32 = 3;
+const QUEUED_AT_LEAST: Duration = Duration::from_millis(2);
 /// Ranges in an epoch, at least; and how long it lasts, at least. Shorter ones compare noise.
 const EPOCH_RANGES: u32 = 8;
 const EPOCH: Duration = Duration::from_millis(200);
@@ -36,6 +44,18 @@ pub(super) struct Pace {
     /// Bytes per second of the last epoch.
     last_rate: u64,
     epoch: Epoch,
+    queue: Queue,
+}
+
+/// How many ranges the upstream works on without queueing them.
+#[derive(Debug)]
+struct Queue {
+    ranges: usize,
+    quickest: Duration,
+    /// Smoothed time until the first byte.
+    mean: Duration,
+    /// Answers since the last step.
+    answers: usize,
 }
 
 #[derive(Debug, Default)]
@@ -55,6 +75,44 @@ impl Default for Pace {
             rises: true,
             last_rate: 0,
             epoch: Epoch::default(),
+            queue: Queue::default(),
+        }
+    }
+}
+
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            ranges: MOST_RANGES,
+            quickest: Duration::MAX,
+            mean: Duration::ZERO,
+            answers: 0,
+        }
+    }
+}
+
+impl Queue {
+    /// Notes how long a first byte took. Once in as many answers as ranges are allowed, these become one more, or a quarter fewer.
+    fn answered(&mut self, first_byte: Duration) {
+        let is_first = self.quickest == Duration::MAX;
+        self.quickest = self.quickest.min(first_byte);
+        self.mean = if is_first {
+            first_byte
+        } else {
+            (self.mean * 3 + first_byte) / 4
+        };
+        self.answers += 1;
+        if self.answers < self.ranges {
+            return;
+        }
+        self.answers = 0;
+        if self.mean <= self.quickest * QUEUED + QUEUED_AT_LEAST {
+            self.ranges = (self.ranges + 1).min(MOST_RANGES);
+        } else if self.ranges > LEAST_RANGES {
+            self.ranges = (self.ranges * 3 / 4).max(LEAST_RANGES);
+        } else {
+            // So few make no queue: the upstream has become slower.
+            self.quickest = self.mean / QUEUED;
         }
     }
 }
@@ -65,7 +123,12 @@ impl Pace {
         if demanded {
             return ranges < MOST_RANGES + RESERVE;
         }
-        bytes < self.limit && ranges < MOST_RANGES
+        bytes < self.limit && ranges < self.queue.ranges
+    }
+
+    /// Notes how long the first byte of a range took.
+    pub(super) fn answered(&mut self, first_byte: Duration) {
+        self.queue.answered(first_byte);
     }
 
     /// Bytes per second of the last epoch in which more was wanted than could come.
@@ -160,6 +223,28 @@ mod tests {
         let limits = run(&mut pace, 80, 64, 16 << 20);
         assert!(limits[60..].iter().all(|limit| *limit <= 6), "{limits:?}");
         assert!(limits.iter().all(|limit| *limit >= LEAST >> 20));
+    }
+
+    /// The ranges that are allowed after so many answers of an upstream that takes a time to answer `ranges` at once.
+    fn settle(queue: &mut Queue, answers: usize, time: impl Fn(usize) -> Duration) -> usize {
+        (0..answers).for_each(|_| queue.answered(time(queue.ranges)));
+        queue.ranges
+    }
+
+    #[test]
+    fn ranges_grow_in_number_until_they_queue_at_the_upstream() {
+        const ANSWER: Duration = Duration::from_millis(5);
+        let far = |_| ANSWER * 12;
+        let one_by_one = |ranges: usize| ANSWER * ranges as u32;
+        let mut queue = Queue::default();
+        queue.answered(ANSWER);
+        assert!(settle(&mut queue, 200, one_by_one) <= 4);
+        assert_eq!(settle(&mut Queue::default(), 200, far), MOST_RANGES);
+        assert_eq!(
+            settle(&mut queue, 200, far),
+            MOST_RANGES,
+            "the way has become longer"
+        );
     }
 
     #[test]

@@ -203,7 +203,9 @@ impl Upstream {
 
     /// Notes how long a first byte took.
     pub(super) fn answered(&self, first_byte: Duration) {
-        lock(&self.state).latency.note(first_byte);
+        let mut state = lock(&self.state);
+        state.latency.note(first_byte);
+        state.pace.answered(first_byte);
     }
 
     /// Takes the right to a second request for a late range.
