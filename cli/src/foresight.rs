@@ -12,7 +12,7 @@ use crate::container::RunConfig;
 pub(crate) fn foresee(
     image: &LazyImage,
     layers: &[Arc<PlainLayer>],
-    tree: impl FnOnce() -> anyhow::Result<Tree>,
+    tree: impl FnOnce() -> anyhow::Result<Arc<Tree>>,
 ) {
     if layers.iter().all(|layer| layer.is_complete()) {
         return;

@@ -111,14 +111,14 @@ impl Opener {
             known.as_ref(),
             &self.fetcher,
         );
-        let tree = merged_tree(&image.layers)?;
-        let tree_file = write_tree(&tree, &image.layers, &self.cache)?;
-        self.done("tree written");
         let image = Arc::new(image);
+        let tree = Arc::new(merged_tree(&image.layers)?);
         if known.is_none() {
-            let (image, layers) = (image.clone(), layers.clone());
+            let (image, layers, tree) = (image.clone(), layers.clone(), tree.clone());
             drop(spawn_blocking(move || foresee(&image, &layers, || Ok(tree))));
         }
+        let tree_file = write_tree(&tree, &image.layers, &self.cache)?;
+        self.done("tree written");
         let recording = recorder
             .clone()
             .filter(|_| self.starts == Starts::Learnt)

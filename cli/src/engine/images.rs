@@ -6,23 +6,25 @@
 //! as part of loading, all at once, so the first request of a pull waits until the image is complete.
 
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use lru::LruCache;
-use sluice_format::{ChainId, Digest, Limits, Profile};
+use sluice_format::{ChainId, Digest, Limits, Profile, Tree};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::registry::RegistryClient;
 use sluice_storage::{
     Cache, CountedProgress, ErrorKind, LazyImage, LazyLayer, ManifestName, NoProgress, Platform,
     ProfileStore, Reference, Repository, load_resolved_image_streaming, profile, resolve_image_cached,
 };
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 use tokio::task::spawn_blocking;
 
 use super::{EngineOptions, chain_ids};
+use crate::open_image::{merged_tree, write_tree};
 
 /// Images kept. An index has about a hundred bytes per file and per chunk, so a large image has some megabytes.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
@@ -58,9 +60,42 @@ pub(super) struct Loaded {
     attached: Arc<Attached>,
     is_announced: AtomicBool,
     is_foreseen: AtomicBool,
+    /// Its tree, written while it was pulled and not mounted yet.
+    written_tree: Mutex<Option<PathBuf>>,
 }
 
 impl Loaded {
+    /// Merges the tree of the image, gives it, and goes on to write it for the first mount, which waits for that.
+    pub(super) fn write_tree(self: Arc<Self>, cache: Arc<Cache>) -> oneshot::Receiver<Arc<Tree>> {
+        let (merged, tree) = oneshot::channel();
+        let write = move || {
+            let mut written = self.written_tree();
+            let tree = Arc::new(merged_tree(&self.image.layers)?);
+            drop(merged.send(tree.clone()));
+            *written = Some(write_tree(&tree, &self.image.layers, &cache)?);
+            anyhow::Ok(())
+        };
+        drop(spawn_blocking(move || {
+            // The mount meets the same error, and tells it.
+            write().unwrap_or_else(|error| tracing::debug!(%error, "a tree was not written ahead"));
+        }));
+        tree
+    }
+
+    /// The tree of these layers that was written ahead, if nothing has mounted it yet. Blocks while it is written.
+    pub(super) fn take_tree(&self, layers: &[LazyLayer]) -> Option<PathBuf> {
+        let digests =
+            |layers: &[LazyLayer]| -> Vec<Digest> { layers.iter().map(|layer| layer.index_digest).collect() };
+        if digests(layers) != digests(&self.image.layers) {
+            return None;
+        }
+        self.written_tree().take().filter(|file| file.is_file())
+    }
+
+    fn written_tree(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.written_tree.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether this is the first time that its container is expected.
     pub(super) fn announce(&self) -> bool {
         !self.is_announced.swap(true, Ordering::Relaxed)
@@ -224,13 +259,21 @@ impl LoadedImages {
         }
     }
 
+    /// The image that the layer of a record is looked for in; `None` when it is left to the client.
+    ///
+    /// # Errors
+    /// As [`LoadedImages::get`].
+    pub(super) async fn of_layer(&self, layer: &RemoteLayer) -> anyhow::Result<Option<Arc<Loaded>>> {
+        let key = ImageKey::new(&layer.reference, Some(layer.manifest_digest));
+        self.get(&key).await
+    }
+
     /// The layer of a record.
     ///
     /// # Errors
     /// As [`LoadedImages::get`]; or the image has no such layer.
     pub(super) async fn layer(&self, layer: &RemoteLayer) -> anyhow::Result<LazyLayer> {
-        let key = ImageKey::new(&layer.reference, Some(layer.manifest_digest));
-        let image = self.get(&key).await?;
+        let image = self.of_layer(layer).await?;
         let is_it = |found: &&LazyLayer| {
             found.listed == layer.plain_layer && found.descriptor.digest == layer.layer_digest
         };
@@ -295,6 +338,7 @@ impl LoadedImages {
             attached,
             is_announced: AtomicBool::new(false),
             is_foreseen: AtomicBool::new(false),
+            written_tree: Mutex::default(),
         });
         Ok(Found::Lazy(loaded))
     }

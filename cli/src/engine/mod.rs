@@ -197,15 +197,20 @@ impl Engine {
         for layer in &tree.layers {
             stack.push(self.images.layer(layer).await?);
         }
+        let image = match tree.layers.last() {
+            Some(top) => self.images.of_layer(top).await?,
+            None => None,
+        };
         let (cache, layers) = (self.cache.clone(), self.layers.clone());
         let (runtime, tree_request, place) = (self.runtime.clone(), tree.clone(), target.to_owned());
         let mounted = spawn_blocking(move || {
             let request = TreeMount {
                 tree: &tree_request,
                 stack: &stack,
+                tree_file: image.and_then(|image| image.take_tree(&stack)),
                 target: &place,
             };
-            MountedTree::mount(&request, &cache, &layers, &runtime)
+            MountedTree::mount(request, &cache, &layers, &runtime)
         });
         let mounted = mounted.await??;
         tracing::info!(

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use sluice_format::{DiffId, Digest, Profile};
+use sluice_format::{DiffId, Digest, Profile, Tree};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::{Cache, Fetcher, PlainLayer, ProfileStore, ReadObserver, Recorder};
 use tokio::task::spawn_blocking;
@@ -128,13 +128,15 @@ impl Starts {
 
     /// An image is pulled, and a container of it is likely to follow at once: what that will read is fetched as soon as it is known.
     pub(super) async fn expect(self: Arc<Self>, image: Arc<Loaded>) {
+        let tree = image.clone().write_tree(self.cache.clone());
         let known = image.profile(ProfileStore::new(self.cache.path())).await;
+        let tree = tree.await.ok();
         let (layers, image_id) = (self.layers.clone(), image.image.image_id);
         let fetching = spawn_blocking(move || {
             let stack = &image.image.layers;
             let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
             if let Some(served) = layers.find(stack) {
-                fetch_ahead(known.as_ref(), &image, &plain(&served));
+                fetch_ahead(known.as_ref(), &image, tree, &plain(&served));
             }
             leases
         });
@@ -185,7 +187,7 @@ impl Starts {
         let known = image.profile(store.clone()).await;
         let fetching = {
             let (known, image, layers) = (known.clone(), image.clone(), plain(served));
-            spawn_blocking(move || fetch_ahead(known.as_ref(), &image, &layers))
+            spawn_blocking(move || fetch_ahead(known.as_ref(), &image, None, &layers))
         };
         let planned = fetching.await.unwrap_or_default();
         // A start that takes too long is recorded as far as it came.
@@ -215,8 +217,13 @@ impl Starts {
 }
 
 /// Has fetched what a start is going to read: what earlier ones read, or else what the files of the image tell, once. Gives how many chunks a profile asks
-/// for. Blocks.
-fn fetch_ahead(known: Option<&Profile>, image: &Loaded, layers: &[Arc<PlainLayer>]) -> usize {
+/// for. Blocks. `tree` is that of the image, if it was merged already.
+fn fetch_ahead(
+    known: Option<&Profile>,
+    image: &Loaded,
+    tree: Option<Arc<Tree>>,
+    layers: &[Arc<PlainLayer>],
+) -> usize {
     layers
         .iter()
         .for_each(|layer| layer.follow_profile(known.is_some()));
@@ -224,7 +231,8 @@ fn fetch_ahead(known: Option<&Profile>, image: &Loaded, layers: &[Arc<PlainLayer
         return replay(known, &image.image, layers);
     }
     if image.foresee() {
-        foresee(&image.image, layers, || merged_tree(&image.image.layers));
+        let merge = || merged_tree(&image.image.layers).map(Arc::new);
+        foresee(&image.image, layers, || tree.map_or_else(merge, Ok));
     }
     0
 }

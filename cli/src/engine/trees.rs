@@ -40,6 +40,8 @@ pub(super) struct TreeMount<'a> {
     pub(super) tree: &'a TreeRequest,
     /// The layers of `tree`, lowest first.
     pub(super) stack: &'a [LazyLayer],
+    /// The merged tree, if it was written already.
+    pub(super) tree_file: Option<PathBuf>,
     pub(super) target: &'a Path,
 }
 
@@ -62,19 +64,27 @@ pub(super) struct MountedTree {
 }
 
 impl MountedTree {
-    /// Merges the layers and mounts the tree on its target, where nothing is mounted. Blocks.
+    /// Merges the layers, unless that was done, and mounts the tree on its target, where nothing is mounted. Blocks.
     ///
     /// # Errors
     /// When the layers cannot be stacked or the kernel refuses; nothing is left behind then.
     pub(super) fn mount(
-        request: &TreeMount<'_>,
+        request: TreeMount<'_>,
         cache: &Cache,
         layers: &Arc<ServedLayers>,
         runtime: &Handle,
     ) -> anyhow::Result<Self> {
         let began = Instant::now();
-        let TreeMount { tree, stack, target } = request;
-        let tree_file = write_tree(&merged_tree(stack)?, stack, cache)?;
+        let TreeMount {
+            tree,
+            stack,
+            tree_file,
+            target,
+        } = request;
+        let tree_file = match tree_file {
+            Some(written) => written,
+            None => write_tree(&merged_tree(stack)?, stack, cache)?,
+        };
         let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
         let whole_layers = count_whole(&leases);
         let read_ahead = Some(read_ahead(stack, &leases));
