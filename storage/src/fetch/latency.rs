@@ -1,8 +1,8 @@
 //! How long an upstream takes to answer, and when an answer is late.
 //!
-//! Mean and mean deviation are smoothed as TCP smooths its round-trip time (RFC 6298). An answer is late when it takes longer than the mean and four
-//! deviations; then a second request is worth its bytes. Second requests are rationed: an upstream that is slow as a whole must not be
-//! asked twice for everything.
+//! Mean and mean deviation are smoothed as TCP smooths its round-trip time (RFC 6298), from the first answer on. An answer is late when it takes longer than the
+//! mean and four deviations; then a second request is worth its bytes. Second requests are rationed: an upstream that is slow as a whole must not be
+//! asked twice for everything. One is free, because a start has earned none by the time a connection of its own does not come up.
 
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ const LATE_AT_LEAST: Duration = Duration::from_millis(100);
 /// a timer of 200 ms or more; meanwhile the link is idle.
 const SILENT_AT_LEAST: Duration = Duration::from_millis(50);
 const SILENT_FIRST_BYTES: u32 = 4;
-/// What counts as silence while too little is known.
-const SILENT_UNKNOWN: Duration = Duration::from_secs(1);
-/// Answers after which the estimate is used.
+/// What counts as late, and as silence, before the first answer: TCP sends a lost first segment again after as long.
+const UNKNOWN: Duration = Duration::from_secs(1);
+/// Answers after which the mean says what a request costs.
 const SAMPLES_NEEDED: u32 = 8;
 /// Requests that earn one second request.
 const REQUESTS_PER_HEDGE: u32 = 20;
@@ -22,13 +22,24 @@ const REQUESTS_PER_HEDGE: u32 = 20;
 const HEDGES_SAVED: u32 = 4;
 
 /// First-byte times of one upstream.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Latency {
     mean: Duration,
     deviation: Duration,
     samples: u32,
     /// In units of one request.
     savings: u32,
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self {
+            mean: Duration::ZERO,
+            deviation: Duration::ZERO,
+            samples: 0,
+            savings: REQUESTS_PER_HEDGE,
+        }
+    }
 }
 
 impl Latency {
@@ -51,16 +62,18 @@ impl Latency {
         (self.samples >= SAMPLES_NEEDED).then_some(self.mean)
     }
 
-    /// The wait after which an answer is late; `None` while too little is known.
-    pub(super) fn late_after(&self) -> Option<Duration> {
-        let known = self.samples >= SAMPLES_NEEDED;
-        known.then(|| (self.mean + self.deviation * 4).max(LATE_AT_LEAST))
+    /// The wait after which an answer is late.
+    pub(super) fn late_after(&self) -> Duration {
+        if self.samples == 0 {
+            return UNKNOWN;
+        }
+        (self.mean + self.deviation * 4).max(LATE_AT_LEAST)
     }
 
     /// The pause after which a body is silent.
     pub(super) fn silent_after(&self) -> Duration {
-        if self.samples < SAMPLES_NEEDED {
-            return SILENT_UNKNOWN;
+        if self.samples == 0 {
+            return UNKNOWN;
         }
         (self.mean * SILENT_FIRST_BYTES).max(SILENT_AT_LEAST)
     }
@@ -83,22 +96,30 @@ mod tests {
     fn steady_answers_make_a_tight_bound_and_scattered_ones_a_loose_one() {
         let mut steady = Latency::default();
         let mut scattered = Latency::default();
-        assert_eq!(steady.late_after(), None);
-        assert_eq!(steady.silent_after(), SILENT_UNKNOWN);
+        assert_eq!((steady.late_after(), steady.silent_after()), (UNKNOWN, UNKNOWN));
         for at in 0..100 {
             steady.note(Duration::from_millis(200));
             scattered.note(Duration::from_millis(if at % 2 == 0 { 100 } else { 300 }));
         }
-        let (tight, loose) = (steady.late_after().unwrap(), scattered.late_after().unwrap());
+        let (tight, loose) = (steady.late_after(), scattered.late_after());
         assert!(tight < Duration::from_millis(210), "{tight:?}");
         assert!(steady.silent_after().abs_diff(Duration::from_millis(800)) < Duration::from_millis(10));
         assert!(loose > Duration::from_millis(500), "{loose:?}");
     }
 
     #[test]
-    fn second_requests_are_earned() {
+    fn one_answer_makes_a_bound_as_for_tcp() {
         let mut latency = Latency::default();
-        assert!(!latency.take_hedge());
+        latency.note(Duration::from_millis(60));
+        assert_eq!(latency.late_after(), Duration::from_millis(180));
+        assert_eq!(latency.silent_after(), Duration::from_millis(240));
+        assert_eq!(latency.mean(), None);
+    }
+
+    #[test]
+    fn second_requests_are_earned_but_for_one() {
+        let mut latency = Latency::default();
+        assert!(latency.take_hedge() && !latency.take_hedge());
         (0..REQUESTS_PER_HEDGE).for_each(|_| latency.note(Duration::from_millis(1)));
         assert!(latency.take_hedge() && !latency.take_hedge());
         (0..10_000).for_each(|_| latency.note(Duration::from_millis(1)));

@@ -51,11 +51,17 @@ pub(super) struct Pace {
 #[derive(Debug)]
 struct Queue {
     ranges: usize,
-    quickest: Duration,
-    /// Smoothed time until the first byte.
-    mean: Duration,
+    /// Times until the first byte; `None` before the first answer.
+    first_bytes: Option<FirstBytes>,
     /// Answers since the last step.
     answers: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct FirstBytes {
+    quickest: Duration,
+    /// Smoothed, quicker than [`Latency`](super::latency::Latency) does: a step is to see what the one before has done.
+    mean: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -84,8 +90,7 @@ impl Default for Queue {
     fn default() -> Self {
         Self {
             ranges: MOST_RANGES,
-            quickest: Duration::MAX,
-            mean: Duration::ZERO,
+            first_bytes: None,
             answers: 0,
         }
     }
@@ -94,25 +99,25 @@ impl Default for Queue {
 impl Queue {
     /// Notes how long a first byte took. Once in as many answers as ranges are allowed, these become one more, or a quarter fewer.
     fn answered(&mut self, first_byte: Duration) {
-        let is_first = self.quickest == Duration::MAX;
-        self.quickest = self.quickest.min(first_byte);
-        self.mean = if is_first {
-            first_byte
-        } else {
-            (self.mean * 3 + first_byte) / 4
+        let alone = FirstBytes {
+            quickest: first_byte,
+            mean: first_byte,
         };
+        let times = self.first_bytes.get_or_insert(alone);
+        times.quickest = times.quickest.min(first_byte);
+        times.mean = (times.mean * 3 + first_byte) / 4;
         self.answers += 1;
         if self.answers < self.ranges {
             return;
         }
         self.answers = 0;
-        if self.mean <= self.quickest * QUEUED + QUEUED_AT_LEAST {
+        if times.mean <= times.quickest * QUEUED + QUEUED_AT_LEAST {
             self.ranges = (self.ranges + 1).min(MOST_RANGES);
         } else if self.ranges > LEAST_RANGES {
             self.ranges = (self.ranges * 3 / 4).max(LEAST_RANGES);
         } else {
             // So few make no queue: the upstream has become slower.
-            self.quickest = self.mean / QUEUED;
+            times.quickest = times.mean / QUEUED;
         }
     }
 }

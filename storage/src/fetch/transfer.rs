@@ -9,7 +9,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -132,9 +131,8 @@ impl Transfer {
 
     /// Begins the body; `None` when the transfer was given up.
     async fn open(&self) -> Result<Option<(Bytes, ByteStream)>, Error> {
-        match (self.course.lane, self.patience.late_after) {
-            (Lane::Demand, None) => self.begin().await.map(Some),
-            (Lane::Demand, Some(late_after)) => self.begin_twice(late_after).await.map(Some),
+        match self.course.lane {
+            Lane::Demand => self.begin_twice().await.map(Some),
             _ => self.begin_silently().await,
         }
     }
@@ -155,9 +153,9 @@ impl Transfer {
     }
 
     /// Begins the body, twice when the first request is late.
-    async fn begin_twice(&self, late_after: Duration) -> Result<(Bytes, ByteStream), Error> {
+    async fn begin_twice(&self) -> Result<(Bytes, ByteStream), Error> {
         let first = Box::pin(self.begin());
-        let first = match select(first, Box::pin(sleep(late_after))).await {
+        let first = match select(first, Box::pin(sleep(self.patience.late_after))).await {
             Either::Left((begun, _)) => return begun,
             Either::Right(((), first)) => first,
         };

@@ -33,7 +33,7 @@ pub(crate) enum Claim {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     /// Wait for the first byte after which a second request is worth it.
-    pub(super) late_after: Option<Duration>,
+    pub(super) late_after: Duration,
     /// Pause of a body after which it is silent.
     pub(super) silent_after: Duration,
 }
