@@ -177,7 +177,7 @@ impl Client {
     }
 
     /// Sets labels of a blob, and leaves its others as they are.
-    pub(crate) async fn label_blob(&self, digest: &str, labels: Labels) -> Result<(), Status> {
+    async fn label_blob(&self, digest: &str, labels: Labels) -> Result<(), Status> {
         if labels.is_empty() {
             return Ok(());
         }

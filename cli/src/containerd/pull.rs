@@ -1,7 +1,7 @@
 //! Pulling an image into containerd with everything that a snapshotter needs to know.
 //!
 //! ```text
-//! lease ► config, manifest, image index into the content store ┬► snapshot label on the config ► name
+//! lease ► config, manifest, image index into the content store ┬► name
 //!       ► layer by layer                                       ┘
 //! ```
 //!
@@ -116,14 +116,7 @@ impl Pull {
             put.context("putting documents into containerd's content store")
         };
         // The snapshotter reads the image's documents at the registry while containerd's content store waits for the disk.
-        let ((), (pulled, top)) = tokio::try_join!(put, self.pull_layers(client, documents))?;
-        if let Some(top) = top {
-            let key = format!("{SNAPSHOT_REFERENCE}{}", self.snapshotter);
-            let labels = Labels::from([(key, top.to_string())]);
-            client
-                .label_blob(&documents.config.digest.to_string(), labels)
-                .await?;
-        }
+        let ((), pulled) = tokio::try_join!(put, self.pull_layers(client, documents))?;
         let target = described(documents.index.as_ref().unwrap_or(&documents.manifest));
         client
             .name_image(&self.image, &target)
@@ -132,12 +125,8 @@ impl Pull {
         Ok(pulled)
     }
 
-    /// Pulls the layers, lowest first; gives the ChainID of all of them too.
-    async fn pull_layers(
-        &self,
-        client: &Client,
-        documents: &Documents,
-    ) -> anyhow::Result<(Pulled, Option<ChainId>)> {
+    /// Pulls the layers, lowest first.
+    async fn pull_layers(&self, client: &Client, documents: &Documents) -> anyhow::Result<Pulled> {
         let mut pulled = Pulled {
             digest: documents.manifest.digest,
             layers: documents.layers.len(),
@@ -163,13 +152,22 @@ impl Pull {
             }
             chain = Some(target);
         }
-        Ok((pulled, chain))
+        Ok(pulled)
     }
 
     async fn put_documents(&self, client: &Client, documents: &Documents) -> anyhow::Result<()> {
         let config_bytes = documents.config_bytes.clone();
+        // The snapshot may come later: what a label names and is not there is passed over when garbage is collected.
+        let top = ChainId::of_stack(&documents.diff_ids);
+        let refer = |top: ChainId| {
+            (
+                format!("{SNAPSHOT_REFERENCE}{}", self.snapshotter),
+                top.to_string(),
+            )
+        };
+        let labels = top.map(refer).into_iter().collect();
         client
-            .put_blob(&documents.config, whole(config_bytes), Labels::new())
+            .put_blob(&documents.config, whole(config_bytes), labels)
             .await?;
         let refer = |name: String, digest: String| (format!("{CONTENT_REFERENCE}{name}"), digest);
         let mut labels = Labels::from([refer("config".to_owned(), documents.config.digest.to_string())]);
