@@ -66,7 +66,7 @@ pub(super) struct Loaded {
 
 impl Loaded {
     /// Merges the tree of the image, gives it, and goes on to write it for the first mount, which waits for that.
-    pub(super) fn write_tree(self: Arc<Self>, cache: Arc<Cache>) -> oneshot::Receiver<Arc<Tree>> {
+    pub(super) fn write_tree_ahead(self: Arc<Self>, cache: Arc<Cache>) -> oneshot::Receiver<Arc<Tree>> {
         let (merged, tree) = oneshot::channel();
         let write = move || {
             let mut written = self.written_tree();
@@ -84,12 +84,10 @@ impl Loaded {
 
     /// The tree of these layers that was written ahead, if nothing has mounted it yet. Blocks while it is written.
     pub(super) fn take_tree(&self, layers: &[LazyLayer]) -> Option<PathBuf> {
-        let digests =
-            |layers: &[LazyLayer]| -> Vec<Digest> { layers.iter().map(|layer| layer.index_digest).collect() };
-        if digests(layers) != digests(&self.image.layers) {
-            return None;
-        }
-        self.written_tree().take().filter(|file| file.is_file())
+        let own = self.image.layers.iter().map(|layer| layer.index_digest);
+        let is_own = own.eq(layers.iter().map(|layer| layer.index_digest));
+        let written = is_own.then(|| self.written_tree().take()).flatten();
+        written.filter(|file| file.is_file())
     }
 
     fn written_tree(&self) -> MutexGuard<'_, Option<PathBuf>> {

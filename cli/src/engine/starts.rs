@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use sluice_format::{DiffId, Digest, Profile, Tree};
 use sluice_snapshotter::images::RemoteLayer;
 use sluice_storage::{Cache, Fetcher, PlainLayer, ProfileStore, ReadObserver, Recorder};
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use super::EngineOptions;
@@ -128,15 +129,14 @@ impl Starts {
 
     /// An image is pulled, and a container of it is likely to follow at once: what that will read is fetched as soon as it is known.
     pub(super) async fn expect(self: Arc<Self>, image: Arc<Loaded>) {
-        let tree = image.clone().write_tree(self.cache.clone());
+        let tree = image.clone().write_tree_ahead(self.cache.clone());
         let known = image.profile(ProfileStore::new(self.cache.path())).await;
-        let tree = tree.await.ok();
         let (layers, image_id) = (self.layers.clone(), image.image.image_id);
         let fetching = spawn_blocking(move || {
             let stack = &image.image.layers;
             let leases: Vec<LayerLease> = stack.iter().map(|layer| layers.lease(layer)).collect();
             if let Some(served) = layers.find(stack) {
-                fetch_ahead(known.as_ref(), &image, tree, &plain(&served));
+                fetch_ahead(known.as_ref(), &image, Some(tree), &plain(&served));
             }
             leases
         });
@@ -217,11 +217,11 @@ impl Starts {
 }
 
 /// Has fetched what a start is going to read: what earlier ones read, or else what the files of the image tell, once. Gives how many chunks a profile asks
-/// for. Blocks. `tree` is that of the image, if it was merged already.
+/// for. Blocks. `tree` is that of the image, if somebody merges it already.
 fn fetch_ahead(
     known: Option<&Profile>,
     image: &Loaded,
-    tree: Option<Arc<Tree>>,
+    tree: Option<oneshot::Receiver<Arc<Tree>>>,
     layers: &[Arc<PlainLayer>],
 ) -> usize {
     layers
@@ -232,7 +232,8 @@ fn fetch_ahead(
     }
     if image.foresee() {
         let merge = || merged_tree(&image.image.layers).map(Arc::new);
-        foresee(&image.image, layers, || tree.map_or_else(merge, Ok));
+        let merged = || tree.and_then(|tree| tree.blocking_recv().ok());
+        foresee(&image.image, layers, || merged().map_or_else(merge, Ok));
     }
     0
 }
