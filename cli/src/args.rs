@@ -40,6 +40,11 @@ impl Args {
         let unasked = u8::from(matches!(self.command, Command::Snapshotter(_)));
         self.verbose.saturating_add(unasked)
     }
+
+    /// Whether the process leaves its terminal.
+    pub(crate) fn detaches(&self) -> bool {
+        matches!(&self.command, Command::Mount(mount) if mount.detach)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -260,6 +265,12 @@ pub(crate) struct MountArgs {
     pub(crate) source: ImageName,
     /// Directory to mount it on.
     pub(crate) dir: PathBuf,
+    /// Return when the image is mounted, and serve it in the background.
+    #[arg(short, long)]
+    pub(crate) detach: bool,
+    /// File that a mount in the background adds its messages to. Default: nobody gets them.
+    #[arg(long, value_name = "FILE", requires = "detach")]
+    pub(crate) log_file: Option<PathBuf>,
     /// How the kernel sees the tree.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) front: FrontArg,

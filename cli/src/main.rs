@@ -22,7 +22,7 @@ use clap::Parser as _;
 
 fn main() -> ExitCode {
     let args = args::Args::parse();
-    output::start_logging(args.verbosity());
+    output::start_logging(args.verbosity(), args.detaches());
     match commands::run(args) {
         Ok(code) => code,
         Err(error) => {

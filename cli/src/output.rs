@@ -9,8 +9,8 @@ use tracing_subscriber::filter::LevelFilter;
 /// Environment variable with a log filter.
 const LOG_VARIABLE: &str = "SLUICE_LOG";
 
-/// Sends log lines to standard error: warnings, or more with `-v` or `SLUICE_LOG`.
-pub(crate) fn start_logging(verbose: u8) {
+/// Sends log lines to standard error: warnings, or more with `-v` or `SLUICE_LOG`; without colours when they go elsewhere later.
+pub(crate) fn start_logging(verbose: u8, goes_elsewhere: bool) {
     let level = match verbose {
         0 => LevelFilter::WARN,
         1 => LevelFilter::INFO,
@@ -23,7 +23,7 @@ pub(crate) fn start_logging(verbose: u8) {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(std::io::stderr().is_terminal() && !goes_elsewhere)
         .with_target(false)
         .init();
 }

@@ -148,22 +148,69 @@ fn privileged_umount_by_anybody_ends_the_process() -> Result<()> {
     Ok(())
 }
 
+/// Runs `sluice umount`.
+fn umount(mounted: &Mounted) -> Result<()> {
+    let mut command = sluice::command(["umount"])?;
+    let directory = command.arg(&mounted.directory);
+    process::run(directory.arg("--run-dir").arg(&mounted.run_directory)).map(drop)
+}
+
 #[test]
 fn privileged_sluice_umount_returns_when_everything_is_gone() -> Result<()> {
     let fixture = fixture()?;
     for front in FRONTS {
         let mut mounted = Mounting::new(&fixture.converted, front).mount()?;
-        let mut command = sluice::command(["umount"])?;
-        process::run(
-            command
-                .arg(&mounted.directory)
-                .arg("--run-dir")
-                .arg(&mounted.run_directory),
-        )?;
+        umount(&mounted)?;
         ensure!(!mounted.is_mounted()?, "{front}: still mounted");
         let status = mounted.wait_end(PATIENCE)?;
         ensure!(status.success(), "{front}: {status} {}", mounted.printed());
         mounted.assert_nothing_left()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn privileged_a_detached_mount_stays_when_its_command_has_ended() -> Result<()> {
+    let fixture = fixture()?;
+    for front in FRONTS {
+        let kept = Scratch::new("log")?;
+        let log = kept.join("mount.log");
+        let mounting = Mounting::new(&fixture.converted, front).option("--detach");
+        let mounting = mounting.option("--log-file").option(&log.to_string_lossy());
+        let mut mounted = mounting.mount()?;
+        let status = mounted.wait_end(PATIENCE)?;
+        // Whoever reads the command's output comes to its end too.
+        ensure!(status.success(), "{front}: {status} {}", mounted.printed());
+        let read = fs::read(mounted.directory.join("file-01"))?;
+        ensure!(read.len() as u64 == FILE_LEN, "{front}: {}", read.len());
+        umount(&mounted)?;
+        mounted.wait_nothing_left(PATIENCE)?;
+        let said = fs::read_to_string(&log)?;
+        ensure!(said.contains("unmounted"), "{front}: the log says {said:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn privileged_a_detached_mount_ends_with_its_command_until_it_is_ready() -> Result<()> {
+    let fixture = fixture()?;
+    let slow = FaultSet::none().with(Fault::Latency(Duration::from_millis(30)));
+    let registry = CountingRegistry::serve_with(&fixture.layout, slow)?;
+    for signal in [Signal::SIGKILL, Signal::SIGTERM] {
+        for moment in (0..420).step_by(35) {
+            let mounting = Mounting::new(&registry.reference("life"), "erofs").option("--detach");
+            let mut mounted = mounting.start()?;
+            thread::sleep(Duration::from_millis(moment));
+            // It may have ended well by then.
+            let _ = mounted.signal(signal);
+            mounted.wait_end(PATIENCE)?;
+            if mounted.wait_ready().is_ok() {
+                umount(&mounted)?;
+            }
+            mounted
+                .wait_nothing_left(PATIENCE)
+                .with_context(|| format!("{signal} after {moment} ms"))?;
+        }
     }
     Ok(())
 }
@@ -278,16 +325,19 @@ fn status(code: u16) -> Fault {
 fn privileged_a_mount_that_cannot_be_says_why_and_leaves_nothing() -> Result<()> {
     let fixture = fixture()?;
     for front in FRONTS {
-        let mut mounted = Mounting::new("oci:/nowhere/at/all:tag", front).start()?;
-        let error = mounted
-            .wait_ready()
-            .err()
-            .context("mounted an image that does not exist")?;
-        ensure!(
-            format!("{error:#}").contains("/nowhere/at/all"),
-            "{front}: {error:#}"
-        );
-        mounted.assert_nothing_left()?;
+        let mounting = Mounting::new("oci:/nowhere/at/all:tag", front);
+        for mounting in [mounting.clone(), mounting.option("--detach")] {
+            let mut mounted = mounting.start()?;
+            let error = mounted
+                .wait_ready()
+                .err()
+                .context("mounted an image that does not exist")?;
+            ensure!(
+                format!("{error:#}").contains("/nowhere/at/all"),
+                "{front}: {error:#}"
+            );
+            mounted.assert_nothing_left()?;
+        }
 
         let mut missing =
             sluice::command(["mount", &fixture.converted, "/nowhere/at/all", "--front", front])?;

@@ -63,5 +63,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Whether what is wrong has been printed already.
 fn is_told(error: &anyhow::Error) -> bool {
-    error.is::<check::NotSound>() || error.is::<cache::Damaged>() || error.is::<doctor::NotLazy>()
+    error.is::<check::NotSound>()
+        || error.is::<cache::Damaged>()
+        || error.is::<doctor::NotLazy>()
+        || error.is::<mount::NotMounted>()
 }

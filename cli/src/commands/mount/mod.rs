@@ -1,4 +1,6 @@
-//! `sluice mount`: serves one image in the foreground until it is unmounted or the process is asked to end.
+//! `sluice mount`: serves one image until it is unmounted or the process is asked to end, in the foreground or behind the command ([`background`]).
+
+mod background;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use sluice_storage::{
 use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 
+use self::background::Background;
+pub(super) use self::background::NotMounted;
 use crate::args::{FrontArg, MountArgs};
 use crate::open_image::{OpenImage, Opener, Starts, read_ahead_kib};
 use crate::progress::Bars;
@@ -39,14 +43,35 @@ pub(super) fn run(args: &MountArgs) -> anyhow::Result<()> {
         "{} is not a directory; create it first",
         args.dir.display()
     );
-    let exe = std::env::current_exe().context("finding the path of this program")?;
-    let helper = wiring::mount_helper()?;
-    let mut guard = Guard::spawn(&exe, &[GUARD_COMMAND])?;
-    let runtime = wiring::runtime()?;
-    runtime.block_on(serve(args, helper, &mut guard))
+    if !args.detach {
+        return serve_with(start_helpers()?, args, None);
+    }
+    match Background::of_this_process(args)? {
+        Some(background) => serve_with(background.start_aside(start_helpers)?, args, Some(&background)),
+        None => background::start(),
+    }
 }
 
-async fn serve(args: &MountArgs, helper: Arc<MountHelper>, guard: &mut Guard) -> anyhow::Result<()> {
+/// The processes that help this one to mount and to end.
+fn start_helpers() -> anyhow::Result<(Arc<MountHelper>, Guard)> {
+    let exe = std::env::current_exe().context("finding the path of this program")?;
+    Ok((wiring::mount_helper()?, Guard::spawn(&exe, &[GUARD_COMMAND])?))
+}
+
+fn serve_with(
+    (helper, mut guard): (Arc<MountHelper>, Guard),
+    args: &MountArgs,
+    background: Option<&Background>,
+) -> anyhow::Result<()> {
+    wiring::runtime()?.block_on(serve(args, helper, &mut guard, background))
+}
+
+async fn serve(
+    args: &MountArgs,
+    helper: Arc<MountHelper>,
+    guard: &mut Guard,
+    background: Option<&Background>,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut signals = EndSignals::new()?;
     let registries = wiring::registries(&args.common);
@@ -67,7 +92,11 @@ async fn serve(args: &MountArgs, helper: Arc<MountHelper>, guard: &mut Guard) ->
     if let Some(timeline) = &timeline {
         timeline.phase("mounted");
     }
-    report_ready(args, &open, &mounted, &registries, started)?;
+    let report = || report_ready(args, &open, &mounted, &registries, started);
+    match background {
+        Some(background) => background.leave(report)?,
+        None => report()?,
+    }
     let fill = tokio::spawn(fill(args, &open));
     let reason = tokio::select! {
         gone = mounted.wait_unmounted() => gone.map(|()| "unmounted")?,
@@ -241,8 +270,9 @@ fn report_ready(
     let plain_len: u64 = image.layers.iter().map(|layer| layer.plain_len).sum();
     let seconds = started.elapsed().as_secs_f64();
     if !args.common.json {
+        let end = if args.detach { "" } else { "Ctrl-C or " };
         return output::line(format!(
-            "{} is mounted on {} ({}), {} plain, after reading {} of {} in {seconds:.2} s; Ctrl-C or `sluice umount` ends it",
+            "{} is mounted on {} ({}), {} plain, after reading {} of {} in {seconds:.2} s; {end}`sluice umount` ends it",
             args.source,
             mounted.target().display(),
             front_name(mounted.front()),
