@@ -48,8 +48,7 @@ pub(super) async fn follow(opened: &Opened, constructors: Arc<Constructors>) -> 
     let functions: BTreeSet<u64> = functions.collect();
     reach.want(functions.iter().copied(), opened.lane)?;
     let functions = Vec::from_iter(functions);
-    let chunk_of = |function: &u64| opened.chunks(*function..function.saturating_add(1));
-    for together in functions.chunk_by(|one, next| chunk_of(one) == chunk_of(next)) {
+    for together in functions.chunk_by(|one, next| opened.chunk_at(*one) == opened.chunk_at(*next)) {
         let further = callees(opened, constructors.clone(), links.clone(), together.to_vec()).await?;
         reach.want(further, Lane::Profile.max(opened.lane))?;
     }
@@ -72,10 +71,7 @@ async fn callees(
     functions: Vec<u64>,
 ) -> Option<Vec<u64>> {
     let (first, last) = (*functions.first()?, *functions.last()?);
-    let chunk = opened
-        .source
-        .chunk(opened.chunks(last..last.saturating_add(1)).start)
-        .plain_range();
+    let chunk = opened.source.chunk(opened.chunk_at(last)?).plain_range();
     let end = chunk.end.saturating_sub(opened.plain_off);
     let bytes = opened.gather(first..end).await?;
     let look = move || {

@@ -185,6 +185,11 @@ impl Opened {
         self.source.index.chunks.covering(self.in_layer(file))
     }
 
+    /// The chunk that a place in the file lies in.
+    pub(super) fn chunk_at(&self, file_off: u64) -> Option<usize> {
+        self.chunks(file_off..file_off.saturating_add(1)).next()
+    }
+
     /// Has ranges of the file fetched. That a reader touches them tells nothing new then.
     pub(super) fn want(&self, ranges: impl IntoIterator<Item = Range<u64>>) {
         let chunks = ranges.into_iter().flat_map(|range| self.chunks(range));
