@@ -21,8 +21,10 @@ const MOST: u64 = 32 << 20;
 /// A step up and a step down.
 const UP: u64 = 2 << 20;
 const DOWN: u64 = 1 << 20;
-/// Ranges under way at the same time, however short: at most, and when nothing is known yet; and at least.
+/// Ranges under way at the same time, however short: at most, when nothing is known yet, and at least. Connections that all begin at once overflow the
+/// buffer of a link together, though none of them is fast yet.
 const MOST_RANGES: usize = 12;
+const START_RANGES: usize = 6;
 const LEAST_RANGES: usize = 2;
 /// An answer that takes so many times as long as the quickest one, and a little, has waited for others. At three a link is still full: its own buffer holds a
 /// round trip or two.
@@ -35,6 +37,16 @@ const EPOCH: Duration = Duration::from_millis(200);
 const NOTICEABLE: u64 = 5;
 /// Ranges for which a reader waits may pass the bound by so many: they must never queue behind lesser work.
 const RESERVE: usize = 8;
+
+/// What is under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct UnderWay {
+    pub(super) ranges: usize,
+    /// Those of them that have brought nothing for a while.
+    pub(super) silent: usize,
+    /// Stored bytes, but for those that silent ranges have not brought.
+    pub(super) bytes: u64,
+}
 
 /// The bound and what it learns from.
 #[derive(Debug)]
@@ -89,7 +101,7 @@ impl Default for Pace {
 impl Default for Queue {
     fn default() -> Self {
         Self {
-            ranges: MOST_RANGES,
+            ranges: START_RANGES,
             first_bytes: None,
             answers: 0,
         }
@@ -123,12 +135,17 @@ impl Queue {
 }
 
 impl Pace {
-    /// Whether one more range may start beside `ranges` of `bytes` in all; `demanded` says that a reader waits for it.
-    pub(super) fn admits(&self, ranges: usize, bytes: u64, demanded: bool) -> bool {
+    /// Whether one more range may start beside what is under way; `demanded` says that a reader waits for it.
+    pub(super) fn admits(&self, under_way: UnderWay, demanded: bool) -> bool {
+        let UnderWay {
+            ranges,
+            silent,
+            bytes,
+        } = under_way;
         if demanded {
             return ranges < MOST_RANGES + RESERVE;
         }
-        bytes < self.limit && ranges < self.queue.ranges
+        bytes < self.limit && ranges < MOST_RANGES && ranges - silent < self.queue.ranges
     }
 
     /// Notes how long the first byte of a range took.
@@ -252,15 +269,32 @@ mod tests {
         );
     }
 
+    fn under_way(ranges: usize, silent: usize, bytes: u64) -> UnderWay {
+        UnderWay {
+            ranges,
+            silent,
+            bytes,
+        }
+    }
+
+    #[test]
+    fn silent_ranges_leave_their_place_to_others_but_not_for_good() {
+        let pace = Pace::default();
+        assert!(!pace.admits(under_way(START_RANGES, 0, 0), false));
+        assert!(pace.admits(under_way(START_RANGES, 1, 0), false));
+        assert!(!pace.admits(under_way(MOST_RANGES, MOST_RANGES, 0), false));
+    }
+
     #[test]
     fn readers_have_a_reserve_and_refusals_halve() {
         let mut pace = Pace::default();
-        assert!(pace.admits(1, START - 1, false) && !pace.admits(1, START, false));
-        assert!(!pace.admits(MOST_RANGES, 0, false));
-        assert!(pace.admits(MOST_RANGES, MOST, true) && !pace.admits(MOST_RANGES + RESERVE, 0, true));
+        assert!(pace.admits(under_way(1, 0, START - 1), false));
+        assert!(!pace.admits(under_way(1, 0, START), false));
+        assert!(pace.admits(under_way(MOST_RANGES, 0, MOST), true));
+        assert!(!pace.admits(under_way(MOST_RANGES + RESERVE, 0, 0), true));
         pace.refused();
-        assert!(!pace.admits(1, START / 2, false));
+        assert!(!pace.admits(under_way(1, 0, START / 2), false));
         (0..10).for_each(|_| pace.refused());
-        assert!(pace.admits(1, LEAST - 1, false));
+        assert!(pace.admits(under_way(1, 0, LEAST - 1), false));
     }
 }

@@ -9,20 +9,25 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::future::{Either, select};
 use sluice_format::FormatError;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::board::{Course, Key, Outcome};
 use super::coalesce::Batch;
 use super::decode::Urgency;
-use super::upstream::{Patience, Upstream};
+use super::pace::UnderWay;
+use super::upstream::Upstream;
 use super::{Lane, Source};
 use crate::{ByteStream, Error, ErrorKind};
+
+/// How often it is asked whether something is late: the first ranges begin before anything is known of their upstream, and the answers of others tell.
+const LATE_YET: Duration = Duration::from_millis(50);
 
 /// A range that is to be fetched. Dropping it ends it, however far it came.
 #[derive(Debug)]
@@ -30,9 +35,8 @@ pub(super) struct Transfer {
     pub(super) upstream: Arc<Upstream>,
     pub(super) batch: Batch,
     pub(super) course: Arc<Course>,
-    patience: Patience,
     pub(super) received: AtomicU64,
-    /// Stored bytes that do not count as under way any more, because the body fell silent.
+    /// Stored bytes that do not count as under way any more, because the body fell silent; 0 when it did not.
     written_off: AtomicU64,
     failure: Option<Error>,
 }
@@ -77,17 +81,11 @@ impl Body {
 }
 
 impl Transfer {
-    pub(super) fn new(
-        upstream: Arc<Upstream>,
-        batch: Batch,
-        course: Arc<Course>,
-        patience: Patience,
-    ) -> Self {
+    pub(super) fn new(upstream: Arc<Upstream>, batch: Batch, course: Arc<Course>) -> Self {
         Self {
             upstream,
             batch,
             course,
-            patience,
             received: AtomicU64::new(0),
             written_off: AtomicU64::new(0),
             failure: None,
@@ -141,24 +139,40 @@ impl Transfer {
     async fn begin_silently(&self) -> Result<Option<(Bytes, ByteStream)>, Error> {
         let mut begun = Box::pin(self.begin());
         loop {
-            match timeout(self.patience.silent_after, &mut begun).await {
-                Ok(begun) => {
+            match self.until(Upstream::silent_after, &mut begun).await {
+                Some(begun) => {
                     self.course.set_silent(false);
                     return begun.map(Some);
                 }
-                Err(_) if self.fall_silent(self.batch.stored.start, 0) => return Ok(None),
-                Err(_) => {}
+                None if self.fall_silent(self.batch.stored.start, 0) => return Ok(None),
+                None => {}
+            }
+        }
+    }
+
+    /// What `work` gives, unless it takes as long as `patience` of the upstream, by what is known of that meanwhile.
+    async fn until<W>(&self, patience: impl Fn(&Upstream) -> Duration, work: &mut W) -> Option<W::Output>
+    where
+        W: Future + Unpin,
+    {
+        let began = Instant::now();
+        loop {
+            let rest = patience(&self.upstream).saturating_sub(began.elapsed());
+            if rest.is_zero() {
+                return None;
+            }
+            if let Ok(done) = timeout(rest.min(LATE_YET), &mut *work).await {
+                return Some(done);
             }
         }
     }
 
     /// Begins the body, twice when the first request is late.
     async fn begin_twice(&self) -> Result<(Bytes, ByteStream), Error> {
-        let first = Box::pin(self.begin());
-        let first = match select(first, Box::pin(sleep(self.patience.late_after))).await {
-            Either::Left((begun, _)) => return begun,
-            Either::Right(((), first)) => first,
-        };
+        let mut first = Box::pin(self.begin());
+        if let Some(begun) = self.until(Upstream::late_after, &mut first).await {
+            return begun;
+        }
         if !self.upstream.take_hedge() {
             return first.await;
         }
@@ -202,13 +216,13 @@ impl Transfer {
             .stored_range()
             .end;
         while body.stored_off + (body.arrived.len() as u64) < end {
-            match timeout(self.patience.silent_after, body.pieces.next()).await {
-                Ok(piece) => {
+            match self.until(Upstream::silent_after, &mut body.pieces.next()).await {
+                Some(piece) => {
                     self.course.set_silent(false);
                     let piece = piece.ok_or_else(|| self.short())??;
                     self.take_in(body, &piece);
                 }
-                Err(_) => {
+                None => {
                     let reached = body.stored_off + body.arrived.len() as u64;
                     if self.fall_silent(reached, position) {
                         return Ok(false);
@@ -310,8 +324,13 @@ impl Drop for Transfer {
             .counters
             .add_stored(self.course.lane, received);
         let stored_len = self.batch.stored.end - self.batch.stored.start;
-        let counted = stored_len - *self.written_off.get_mut();
-        self.upstream.ended(counted, received, failure.as_ref());
+        let written_off = *self.written_off.get_mut();
+        let part = UnderWay {
+            ranges: 1,
+            silent: usize::from(written_off > 0),
+            bytes: stored_len - written_off,
+        };
+        self.upstream.ended(part, received, failure.as_ref());
     }
 }
 

@@ -14,7 +14,7 @@ use super::board::{Board, Course, Key, Outcome, Ticket, Wish};
 use super::coalesce::Batch;
 use super::decode::Urgency;
 use super::latency::Latency;
-use super::pace::Pace;
+use super::pace::{Pace, UnderWay};
 use super::transfer::Transfer;
 use super::{Lane, Source};
 use crate::sync::lock;
@@ -27,15 +27,6 @@ pub(crate) enum Claim {
     Fetched(Ticket),
     /// It has arrived since the reader looked.
     Kept,
-}
-
-/// How long a transfer waits before it is thought to be slow.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Patience {
-    /// Wait for the first byte after which a second request is worth it.
-    pub(super) late_after: Duration,
-    /// Pause of a body after which it is silent.
-    pub(super) silent_after: Duration,
 }
 
 /// Everything that is asked of one host.
@@ -52,9 +43,7 @@ pub(crate) struct Upstream {
 #[derive(Debug, Default)]
 struct State {
     board: Board,
-    /// Ranges under way, and their stored bytes.
-    under_way: usize,
-    bytes_under_way: u64,
+    under_way: UnderWay,
     /// Somebody is starting transfers, and looks again after each.
     starting: bool,
     pace: Pace,
@@ -63,7 +52,7 @@ struct State {
 
 impl State {
     fn admits(&self, demanded: bool) -> bool {
-        self.pace.admits(self.under_way, self.bytes_under_way, demanded)
+        self.pace.admits(self.under_way, demanded)
     }
 
     fn claim(&mut self, source: &Arc<Source>, chunks: &[usize], lane: Lane) -> Vec<Claim> {
@@ -101,8 +90,8 @@ impl State {
             return None;
         };
         let (batch, course) = self.board.take(last)?;
-        self.under_way += 1;
-        self.bytes_under_way += batch.stored.end - batch.stored.start;
+        self.under_way.ranges += 1;
+        self.under_way.bytes += batch.stored.end - batch.stored.start;
         Some((batch, course))
     }
 }
@@ -179,16 +168,15 @@ impl Upstream {
     }
 
     fn next_transfer(self: &Arc<Self>) -> Option<Transfer> {
-        let mut state = lock(&self.state);
-        let taken = state.take();
-        state.starting = taken.is_some();
+        let taken = {
+            let mut state = lock(&self.state);
+            let taken = state.take();
+            state.starting = taken.is_some();
+            taken
+        };
         let (batch, course) = taken?;
         batch.source.fetcher.counters.add_request(course.lane);
-        let patience = Patience {
-            late_after: state.latency.late_after(),
-            silent_after: state.latency.silent_after(),
-        };
-        Some(Transfer::new(self.clone(), batch, course, patience))
+        Some(Transfer::new(self.clone(), batch, course))
     }
 
     /// Forgets what waits for a layer in the lanes from `first` on.
@@ -208,14 +196,28 @@ impl Upstream {
         state.pace.answered(first_byte);
     }
 
+    /// The wait for a first byte after which a second request is worth it.
+    pub(super) fn late_after(&self) -> Duration {
+        lock(&self.state).latency.late_after()
+    }
+
+    /// The pause of a body after which it is silent.
+    pub(super) fn silent_after(&self) -> Duration {
+        lock(&self.state).latency.silent_after()
+    }
+
     /// Takes the right to a second request for a late range.
     pub(super) fn take_hedge(&self) -> bool {
         lock(&self.state).latency.take_hedge()
     }
 
-    /// Notes that nothing has come of `stored_len` bytes for a while, so that other work may use the link meanwhile.
+    /// Notes that a range has brought nothing for a while and `stored_len` bytes of it are missing, so that other work may use the link meanwhile. Once
+    /// for a range.
     pub(super) fn fell_silent(self: &Arc<Self>, stored_len: u64) {
-        lock(&self.state).bytes_under_way -= stored_len;
+        let mut state = lock(&self.state);
+        state.under_way.silent += 1;
+        state.under_way.bytes -= stored_len;
+        drop(state);
         self.start();
     }
 
@@ -234,11 +236,12 @@ impl Upstream {
         given_up
     }
 
-    /// Ends a transfer of `stored_len` bytes that brought `bytes`, and starts what waits.
-    pub(super) fn ended(self: &Arc<Self>, stored_len: u64, bytes: u64, error: Option<&Error>) {
+    /// Ends a transfer that counts as `part` of what is under way and brought `bytes`, and starts what waits.
+    pub(super) fn ended(self: &Arc<Self>, part: UnderWay, bytes: u64, error: Option<&Error>) {
         let mut state = lock(&self.state);
-        state.under_way -= 1;
-        state.bytes_under_way -= stored_len;
+        state.under_way.ranges -= part.ranges;
+        state.under_way.silent -= part.silent;
+        state.under_way.bytes -= part.bytes;
         match error {
             Some(error) if error.kind() == ErrorKind::Unavailable => state.pace.refused(),
             _ => {

@@ -12,7 +12,7 @@ use crate::bench::{Bench, a_moment, prefetch, settle};
 
 const LATENCY: Duration = Duration::from_millis(100);
 /// Short ranges that run side by side to begin with, and long ones.
-const SIDE_BY_SIDE: usize = 12;
+const SIDE_BY_SIDE: usize = 6;
 const LONG_SIDE_BY_SIDE: usize = 2;
 /// Stored bytes between chunks that keep them from being joined.
 const FAR: usize = 200_000;

@@ -114,6 +114,25 @@ async fn the_very_first_answer_is_late_after_a_second() {
     assert_eq!(layer.stats().hedged, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_is_late_of_the_first_ranges_is_told_by_the_others() {
+    for lane in [Lane::Profile, Lane::Demand] {
+        let bench = Bench::new(60, 1000, FAR);
+        let layer = bench.layer_without_guesses();
+        bench
+            .blob
+            .inject(Fault::Latency(Duration::from_millis(10)), Times::Always);
+        bench.blob.inject(LATE, Times::First(1));
+        let began = Instant::now();
+        prefetch(&layer, [40, 45, 50], lane);
+        a_moment().await;
+        bench.read(&layer, 40).await;
+        let took = began.elapsed();
+        assert!(took < Duration::from_millis(300), "{lane:?}: {took:?}");
+        assert_eq!(bench.asked(), [40, 45, 50, 40], "{lane:?}");
+    }
+}
+
 /// A layer whose first answers are known, and a range from chunk 40 on that falls silent in chunk 43.
 async fn with_a_silent_range(bench: &Bench) -> Arc<PlainLayer> {
     let layer = with_known_latency(bench, 40).await;
