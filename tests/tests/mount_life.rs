@@ -179,8 +179,9 @@ fn privileged_a_detached_mount_stays_when_its_command_has_ended() -> Result<()> 
         let mounting = mounting.option("--log-file").option(&log.to_string_lossy());
         let mut mounted = mounting.mount()?;
         let status = mounted.wait_end(PATIENCE)?;
-        // Whoever reads the command's output comes to its end too.
-        ensure!(status.success(), "{front}: {status} {}", mounted.printed());
+        // Comes back only when nobody holds the command's standard error any more.
+        let printed = mounted.printed();
+        ensure!(status.success(), "{front}: {status} {printed}");
         let read = fs::read(mounted.directory.join("file-01"))?;
         ensure!(read.len() as u64 == FILE_LEN, "{front}: {}", read.len());
         umount(&mounted)?;

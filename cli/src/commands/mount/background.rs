@@ -11,7 +11,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getppid, setsid};
@@ -70,17 +70,17 @@ impl Background {
     /// Of this process, if it was started by [`start`].
     ///
     /// # Errors
-    /// When the log file cannot be written.
+    /// When that command has ended already, or the log file cannot be written.
     pub(super) fn of_this_process(args: &MountArgs) -> anyhow::Result<Option<Self>> {
         let Ok(parent) = env::var(PARENT_VARIABLE) else {
             return Ok(None);
         };
         set_pdeathsig(Signal::SIGTERM)?;
         // Asked only now: a parent that has ended before sends no signal.
-        if parent != getppid().to_string() {
-            set_pdeathsig(None)?;
-            return Ok(None);
-        }
+        ensure!(
+            parent == getppid().to_string(),
+            "the command that was to mount the image has ended"
+        );
         let file = args.log_file.as_deref().unwrap_or(Path::new(NOWHERE));
         let mut append = OpenOptions::new();
         let log = append.append(true).create(true).open(file);
