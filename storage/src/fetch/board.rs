@@ -225,8 +225,9 @@ impl Board {
         }
     }
 
-    /// The range to fetch next among the lanes up to `last`: the flight that is first in line, and others that travel well with it.
-    pub(super) fn take(&mut self, last: Lane) -> Option<(Batch, Arc<Course>)> {
+    /// The range to fetch next among the lanes up to `last`: the flight that is first in line, and others that travel well with it; `long` as for
+    /// [`coalesce::join`].
+    pub(super) fn take(&mut self, last: Lane, long: u64) -> Option<(Batch, Arc<Course>)> {
         let lanes = Lane::ALL.iter().take_while(|lane| **lane <= last);
         let first = lanes
             .filter_map(|lane| self.queues[lane.at()].first_key_value())
@@ -234,7 +235,7 @@ impl Board {
         let key = *first.1;
         let flight = self.flights.get(&key)?;
         let (source, lane) = (flight.source.clone(), flight.urgency.lane());
-        let batch = coalesce::join(self, &source, key.chunk, lane);
+        let batch = coalesce::join(self, &source, key.chunk, lane, long);
         let course = Arc::new(Course {
             id: self.next_course,
             lane,
@@ -329,7 +330,8 @@ impl Board {
 
 #[cfg(test)]
 mod tests {
-    use super::super::coalesce::{GAP, LONG_GAP, LONG_RANGE_LEN, RANGE_LEN};
+    use super::super::coalesce::{GAP, LONG_GAP, RANGE_LEN};
+    use super::super::pace::LONG_RANGE;
     use super::*;
     use crate::Fetcher;
     use crate::testing::SampleLayer;
@@ -349,7 +351,7 @@ mod tests {
 
     fn take(board: &mut Board) -> Option<(Vec<usize>, Arc<Course>)> {
         board
-            .take(Lane::Fill)
+            .take(Lane::Fill, LONG_RANGE)
             .map(|(batch, course)| (batch.chunks, course))
     }
 
@@ -386,8 +388,8 @@ mod tests {
         let source = source(10, 1000, GAP as usize + 1);
         let mut board = Board::default();
         want(&mut board, &source, &[3], Lane::Profile);
-        assert!(board.take(Lane::Demand).is_none());
-        assert!(board.take(Lane::Profile).is_some());
+        assert!(board.take(Lane::Demand, LONG_RANGE).is_none());
+        assert!(board.take(Lane::Profile, LONG_RANGE).is_some());
     }
 
     #[tokio::test]
@@ -395,7 +397,7 @@ mod tests {
         let source = source(20, 1000, 0);
         let mut board = Board::default();
         want(&mut board, &source, &[8, 4, 6, 7], Lane::Profile);
-        let (batch, course) = board.take(Lane::Fill).expect("a batch");
+        let (batch, course) = board.take(Lane::Fill, LONG_RANGE).expect("a batch");
         assert_eq!(batch.chunks, [4, 5, 6, 7, 8]);
         assert_eq!(
             batch.stored,
@@ -420,10 +422,8 @@ mod tests {
 
     #[tokio::test]
     async fn ranges_are_bounded_by_gap_and_length() {
-        for (lane, most_gap, most_len) in [
-            (Lane::Demand, GAP, RANGE_LEN),
-            (Lane::Fill, LONG_GAP, LONG_RANGE_LEN),
-        ] {
+        for (lane, most_gap, most_len) in [(Lane::Demand, GAP, RANGE_LEN), (Lane::Fill, LONG_GAP, LONG_RANGE)]
+        {
             let far = source(4, 1000, most_gap as usize + 1);
             let mut board = Board::default();
             want(&mut board, &far, &[0, 1], lane);

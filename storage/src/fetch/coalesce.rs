@@ -19,9 +19,6 @@ pub(super) const LONG_GAP: u64 = 192 << 10;
 pub(super) const SHARED: u64 = 1;
 /// Stored length at which a range for a waiting reader is not made longer.
 pub(super) const RANGE_LEN: u64 = 1 << 20;
-/// The same for work that nobody waits for. A few long ranges fill a link with shallow buffers better than many short ones: each of those begins
-/// with a burst, and a burst that overflows the buffer at its end is only noticed by a timeout of 200 ms.
-pub(super) const LONG_RANGE_LEN: u64 = 4 << 20;
 
 /// A range of stored bytes and the chunks to cut out of it.
 #[derive(Debug)]
@@ -39,8 +36,9 @@ struct Most {
     len: u64,
 }
 
-/// The range around `first`, which is queued in `lane`, with all queued chunks that travel well with it.
-pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane) -> Batch {
+/// The range around `first`, which is queued in `lane`, with all queued chunks that travel well with it. Unless a reader waits, it is not made longer
+/// than `long` stored bytes.
+pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane, long: u64) -> Batch {
     if source.is_streamed {
         return Batch::whole(board, source);
     }
@@ -49,13 +47,10 @@ pub(super) fn join(board: &Board, source: &Arc<Source>, first: usize, lane: Lane
             gap: GAP,
             len: RANGE_LEN,
         },
-        _ if source.follows_profile() => Most {
-            gap: GAP,
-            len: LONG_RANGE_LEN,
-        },
+        _ if source.follows_profile() => Most { gap: GAP, len: long },
         _ => Most {
             gap: LONG_GAP,
-            len: LONG_RANGE_LEN,
+            len: long,
         },
     };
     let mut batch = Batch {

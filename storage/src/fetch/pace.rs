@@ -6,14 +6,15 @@
 //! step an epoch passes unmeasured, because ranges that began before the step still end in it. It moves only when work was waiting,
 //! since an idle link says nothing. An upstream that asks for patience halves the bound at once.
 //!
+//! Ranges that share a link all end late, and what is needed first with them. So how long one may be follows from how long the ones before took.
+//!
 //! Where ranges are short their number counts, because each costs the upstream work. Its answers tell when it has enough: a first byte that takes several times as long as the
 //! quickest one has stood in a queue, and one more range in that queue brings nothing but a longer wait for the next reader.
 
 use std::time::Duration;
 
-/// Where it begins: two long ranges, so that one is asked for while the other arrives. On a link of 1 Gbit/s and 2 ms with a buffer of 256 KiB, 2 x
-/// 4 MiB came at 113 MB/s, 8 x 1 MiB at 58, and 16 x 1 MiB at 25: bursts overflow the buffer.
-const START: u64 = 6 << 20;
+/// Where it begins: some short ranges, or two long ones, so that one is asked for while the others arrive.
+const START: u64 = 3 << 20;
 /// Least, so that one slow answer does not stop everything.
 const LEAST: u64 = 1 << 20;
 /// Most: buffers stay in the tens of megabytes.
@@ -35,6 +36,13 @@ const EPOCH_RANGES: u32 = 8;
 const EPOCH: Duration = Duration::from_millis(200);
 /// Change of the rate that counts as one, in percent.
 const NOTICEABLE: u64 = 5;
+/// Stored length of a range that nobody waits for: at least, and to begin with; and at most. On a link of 1 Gbit/s and 2 ms with a buffer of 256 KiB,
+/// 2 x 4 MiB came at 113 MB/s, 8 x 1 MiB at 58, and 16 x 1 MiB at 25: each begins with a burst, and one that overflows the buffer at its end is only noticed by a
+/// timeout of 200 ms. At 200 Mbit/s six MiB in ranges of four take 0.25 s to arrive, in which a start with a profile waits for one of them.
+const SHORT_RANGE: u64 = 1 << 20;
+pub(super) const LONG_RANGE: u64 = 4 << 20;
+/// A range that took no longer may be followed by longer ones; and twice as long, by shorter ones.
+const PROMPT: Duration = Duration::from_millis(100);
 /// Ranges for which a reader waits may pass the bound by so many: they must never queue behind lesser work.
 const RESERVE: usize = 8;
 
@@ -57,6 +65,7 @@ pub(super) struct Pace {
     last_rate: u64,
     epoch: Epoch,
     queue: Queue,
+    range_len: u64,
 }
 
 /// How many ranges the upstream works on without queueing them.
@@ -94,6 +103,7 @@ impl Default for Pace {
             last_rate: 0,
             epoch: Epoch::default(),
             queue: Queue::default(),
+            range_len: SHORT_RANGE,
         }
     }
 }
@@ -151,6 +161,24 @@ impl Pace {
     /// Notes how long the first byte of a range took.
     pub(super) fn answered(&mut self, first_byte: Duration) {
         self.queue.answered(first_byte);
+    }
+
+    /// Notes how long a range of `bytes` that nobody waited for took, from its request to its end.
+    pub(super) fn took(&mut self, bytes: u64, time: Duration) {
+        // A short one tells about the upstream rather than about the link.
+        if bytes < self.range_len / 2 {
+            return;
+        }
+        if time <= PROMPT {
+            self.range_len = (self.range_len * 2).min(LONG_RANGE);
+        } else if time > PROMPT * 2 {
+            self.range_len = (self.range_len / 2).max(SHORT_RANGE);
+        }
+    }
+
+    /// Stored length at which a range that nobody waits for is not made longer.
+    pub(super) fn range_len(&self) -> u64 {
+        self.range_len
     }
 
     /// Bytes per second of the last epoch in which more was wanted than could come.
@@ -267,6 +295,24 @@ mod tests {
             MOST_RANGES,
             "the way has become longer"
         );
+    }
+
+    #[test]
+    fn ranges_get_long_where_they_come_promptly() {
+        let mut pace = Pace::default();
+        let mut lengths = |bytes_per_ms: u64| {
+            let mut length = || {
+                let len = pace.range_len();
+                pace.took(len, Duration::from_millis(len / bytes_per_ms));
+                pace.took(1000, Duration::from_secs(1));
+                len >> 20
+            };
+            [length(), length(), length(), length()]
+        };
+        assert_eq!(lengths(60_000), [1, 2, 4, 4]);
+        assert_eq!(lengths(10_000), [4, 2, 2, 2], "neither prompt nor late");
+        assert_eq!(lengths(4_000), [2, 1, 1, 1]);
+        assert_eq!(lengths(60_000), [1, 2, 4, 4]);
     }
 
     fn under_way(ranges: usize, silent: usize, bytes: u64) -> UnderWay {

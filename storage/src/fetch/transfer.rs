@@ -124,6 +124,10 @@ impl Transfer {
             }
         }
         self.batch.source.fetcher.counters.range_took(asked.elapsed());
+        if self.course.lane != Lane::Demand {
+            let stored = &self.batch.stored;
+            self.upstream.took(stored.end - stored.start, asked.elapsed());
+        }
         Ok(())
     }
 

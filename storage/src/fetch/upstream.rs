@@ -89,7 +89,7 @@ impl State {
         } else {
             return None;
         };
-        let (batch, course) = self.board.take(last)?;
+        let (batch, course) = self.board.take(last, self.pace.range_len())?;
         self.under_way.ranges += 1;
         self.under_way.bytes += batch.stored.end - batch.stored.start;
         Some((batch, course))
@@ -194,6 +194,11 @@ impl Upstream {
         let mut state = lock(&self.state);
         state.latency.note(first_byte);
         state.pace.answered(first_byte);
+    }
+
+    /// Notes how long a range that nobody waited for took.
+    pub(super) fn took(&self, stored_len: u64, time: Duration) {
+        lock(&self.state).pace.took(stored_len, time);
     }
 
     /// The wait for a first byte after which a second request is worth it.

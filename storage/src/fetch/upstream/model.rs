@@ -117,7 +117,7 @@ impl Model {
     fn next(&self, wishes: usize) -> Option<Carrier> {
         let mut modelled = self.lock();
         loop {
-            if let Some((batch, course)) = modelled.state.board.take(Lane::Fill) {
+            if let Some((batch, course)) = modelled.state.board.take(Lane::Fill, u64::MAX) {
                 let id = modelled.transfers;
                 modelled.transfers += 1;
                 for chunk in &batch.chunks {
