@@ -35,9 +35,9 @@ const ROUNDS: usize = 3;
 
 /// Who wants to know what readers touch.
 pub trait ReadObserver: std::fmt::Debug + Send + Sync {
-    /// A reader touched a chunk of a layer: `layer` as it was given to [`PlainLayerOptions`], `chunk` a position in its chunk table. Called
-    /// on the way of every read, so it must be quick.
-    fn touched(&self, layer: usize, chunk: usize);
+    /// A reader touched a range of a layer: `layer` as it was given to [`PlainLayerOptions`], `chunks` the positions in its chunk table
+    /// that have the plain bytes. Called on the way of every read, so it must be quick.
+    fn touched(&self, layer: usize, plain: &Range<u64>, chunks: Range<usize>);
 
     /// A reader begins to wait for chunks that it touched. It waits until the value is dropped.
     fn begin_wait(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
@@ -161,7 +161,7 @@ impl PlainLayer {
             return Err(refusal);
         }
         let wanted = self.source.index.chunks.covering(plain.clone());
-        let ahead = self.touched(wanted.clone());
+        let ahead = self.touched(&plain, wanted.clone());
         let bytes = self.read_patiently(&plain, wanted, ahead).await?;
         self.foresee_file(plain.start, &bytes);
         Ok(bytes)
@@ -191,10 +191,26 @@ impl PlainLayer {
         let bytes = self.source.cache.as_ref()?.read_range(plain.clone())?;
         let wanted = self.source.index.chunks.covering(plain.clone());
         self.source.fetcher.counters().add_hits(wanted.len());
-        let ahead = self.touched(wanted);
+        let ahead = self.touched(&plain, wanted);
         self.want_ahead(ahead);
         self.foresee_file(plain.start, &bytes);
         Some(bytes)
+    }
+
+    /// The same for somebody who reads ahead of programs: no track of theirs, no demand of a start, and not counted.
+    pub fn read_unnoticed(&self, plain: Range<u64>) -> Option<Bytes> {
+        self.source.cache.as_ref()?.read_range(plain)
+    }
+
+    /// Waits until this host has a chunk, fetching it if nobody else does.
+    ///
+    /// # Errors
+    /// As [`Self::read`], whatever the layer's policy.
+    pub async fn arrival(&self, chunk: usize) -> Result<(), Error> {
+        match &self.source.cache {
+            Some(cache) if cache.has_chunk(chunk) => Ok(()),
+            _ => self.fetch(&[chunk], Lane::Profile).await,
+        }
     }
 
     /// Has fetched what a start of an image is going to read that consists of these layers, lowest first, as far as its files tell: at once what they tell by
@@ -371,11 +387,9 @@ impl PlainLayer {
     }
 
     /// Notes what a reader touched, and tells what it will want next.
-    fn touched(&self, chunks: Range<usize>) -> Vec<(usize, Lane)> {
+    fn touched(&self, plain: &Range<u64>, chunks: Range<usize>) -> Vec<(usize, Lane)> {
         for observer in &self.options.observers {
-            for chunk in chunks.clone() {
-                observer.touched(self.options.position, chunk);
-            }
+            observer.touched(self.options.position, plain, chunks.clone());
         }
         self.source.foresight.touch(chunks)
     }

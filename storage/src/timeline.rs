@@ -106,13 +106,15 @@ impl Default for Timeline {
 }
 
 impl ReadObserver for Timeline {
-    fn touched(&self, layer: usize, chunk: usize) {
+    fn touched(&self, layer: usize, _: &Range<u64>, chunks: Range<usize>) {
         let at_ms = self.now_ms();
         let mut entries = lock(&self.entries);
-        if entries.touches.len() == MOST_ENTRIES {
-            entries.left_out += 1;
-        } else if entries.touched.insert((layer, chunk)) {
-            entries.touches.push(Touch { at_ms, layer, chunk });
+        for chunk in chunks {
+            if entries.touches.len() == MOST_ENTRIES {
+                entries.left_out += 1;
+            } else if entries.touched.insert((layer, chunk)) {
+                entries.touches.push(Touch { at_ms, layer, chunk });
+            }
         }
     }
 
@@ -147,7 +149,7 @@ mod tests {
         let timeline = Timeline::new();
         timeline.phase("mounted");
         for chunk in [3, 1, 3] {
-            timeline.touched(0, chunk);
+            timeline.touched(0, &(0..0), chunk..chunk + 1);
         }
         for chunk in 0..MOST_ENTRIES + 5 {
             timeline.waited(1, chunk..chunk + 2, Duration::from_millis(1));

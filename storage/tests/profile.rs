@@ -117,7 +117,7 @@ async fn a_start_is_replayed_on_other_cuts() {
     let image_id = Digest::of(b"a");
     let recorder = Recorder::new(image_id, vec![recorded], RecordingOptions::default());
     for chunk in [9, 8, 40, 9] {
-        recorder.record(0, chunk);
+        recorder.record(0, fine.index.chunks.chunks()[chunk].plain_range());
     }
     let learnt = merge(None, &recorder.finish()).unwrap().unwrap();
 

@@ -60,10 +60,10 @@ impl LayerWatch {
 }
 
 impl ReadObserver for LayerWatch {
-    fn touched(&self, _: usize, chunk: usize) {
+    fn touched(&self, _: usize, plain: &Range<u64>, chunks: Range<usize>) {
         self.each(|start, position| {
             start.first_read.get_or_init(|| start.began.elapsed());
-            start.recorder.touched(position, chunk);
+            start.recorder.touched(position, plain, chunks.clone());
         });
     }
 

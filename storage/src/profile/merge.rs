@@ -4,6 +4,8 @@
 //! demanded again is confirmed: it counts one start more, and of both times the earlier one stays, which is the one that waited
 //! less for the network. A range that is not demanded ages, and goes when it has missed several starts for each one that saw
 //! it: what one odd run touched goes soon, what all of them touch stays for long. Merging a recording twice moves nothing.
+//!
+//! Of a layer that was not wholly observed only what is new is taken; what is known of it stays as it is.
 
 use std::cmp::Reverse;
 
@@ -45,7 +47,7 @@ pub fn merge(old: Option<&Profile>, recording: &Recording) -> Result<Option<Prof
         let old = known.and_then(|old| old.layers().iter().find(same));
         ProfileLayer {
             diff_id: new.diff_id,
-            demands: merge_layer(old.map_or(&[], |old| &old.demands), new, ages && new.observed),
+            demands: merge_layer(old.map_or(&[], |old| &old.demands), new, ages),
         }
     });
     let mut layers: Vec<_> = layers.filter(|layer| !layer.demands.is_empty()).collect();
@@ -90,14 +92,18 @@ fn merge_layer(old: &[Demand], new: &LayerDemands, ages: bool) -> Vec<Demand> {
     ends.sort_unstable();
     ends.dedup();
     let mut merged = Vec::new();
-    let (mut old, mut new) = (old, &new.touches[..]);
+    let (mut old, mut new, observed) = (old, &new.touches[..], new.observed);
     for pair in ends.windows(2) {
         let (start, end) = (pair[0], pair[1]);
         old = &old[old.partition_point(|demand| demand.plain_range().end <= start)..];
         new = &new[new.partition_point(|touch| touch.plain.end <= start)..];
         let known = old.first().filter(|demand| demand.plain_off <= start);
         let touch = new.first().filter(|touch| touch.plain.start <= start);
-        if let Some(demand) = merge_piece(known, touch, ages) {
+        let piece = match known {
+            Some(known) if !observed => Some(*known),
+            _ => merge_piece(known, touch, ages),
+        };
+        if let Some(demand) = piece {
             push_joined(
                 &mut merged,
                 Demand {

@@ -1,13 +1,14 @@
 //! Watches one start.
 //!
-//! Readers on many threads call [`Recorder::record`] for every chunk that they demand, hit or miss. One bit per chunk tells
+//! Readers on many threads call [`Recorder::record`] for every range that they demand, hit or miss. One bit per block tells
 //! first demands from later ones without a lock; only a first demand takes the lock and the time. Times count from the first
 //! demand, because a mount may wait long for its container.
 //!
-//! States: *idle* until the first demand, then *recording*, then *ended* for good. It ends at a quiet point (no chunk was new
-//! for a while, and no reader waits for one), at a cap on time or bytes, or when it is finished from outside. Whoever demands
+//! States: *idle* until the first demand, then *recording*, then *ended* for good. It ends at a quiet point (nothing was new
+//! for a while, and no reader waits), at a cap on time or bytes, or when it is finished from outside. Whoever demands
 //! next finds a quiet point late; [`Recorder::ended`] finds it in time.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,7 +21,7 @@ use super::recording::{EndReason, LayerDemands, Recording, Touch};
 use crate::ReadObserver;
 use crate::sync::lock;
 
-/// No new chunk for so long, and a program is either ready or waits for its user. Shorter pauses occur while one computes.
+/// Nothing new for so long, and a program is either ready or waits for its user. Shorter pauses occur while one computes.
 const QUIET: Duration = Duration::from_secs(3);
 /// A start that takes longer is one that never gets quiet, such as a batch job.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -29,13 +30,18 @@ const PLAIN_SHARE: u64 = 2;
 /// Images so small that even all of it may be a start, in plain bytes.
 const SMALL_IMAGE: u64 = 64 << 20;
 
-/// Chunks per word of the bitmap.
-const WORD_BITS: usize = u64::BITS as usize;
+/// Ranges noted at most, some megabytes: a start of four gigabytes of PyTorch notes 5,000.
+const MOST_TOUCHES: usize = 1 << 17;
+
+/// Plain bytes per bit of the bitmap: a page of the kernel, which asks for no less.
+const BLOCK: u64 = 4096;
+/// Blocks per word of the bitmap.
+const WORD_BITS: u64 = u64::BITS as u64;
 
 /// When a recording ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecordingOptions {
-    /// Without a new chunk for so long the start is over.
+    /// Without a new demand for so long the start is over.
     pub quiet: Duration,
     /// A recording lasts no longer than this from its first demand.
     pub longest: Duration,
@@ -71,6 +77,8 @@ pub struct Recorder {
     plain_cap: u64,
     layers: Vec<LayerBits>,
     ended: AtomicBool,
+    /// Unless the program is read ahead of.
+    sees_all: AtomicBool,
     waiting: AtomicUsize,
     state: Mutex<State>,
     changed: Notify,
@@ -87,17 +95,17 @@ struct LayerBits {
 #[derive(Debug, Default)]
 struct State {
     began: Option<Instant>,
-    /// When a chunk was last new or arrived.
+    /// When a demand was last new, or its bytes arrived.
     last: Option<Instant>,
     plain_len: u64,
     touches: Vec<Noted>,
     end: Option<EndReason>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Noted {
     layer: usize,
-    chunk: usize,
+    plain: Range<u64>,
     ms: u32,
 }
 
@@ -107,6 +115,23 @@ enum Outlook {
     /// Look again then.
     At(Instant),
     Ended(EndReason),
+}
+
+impl LayerBits {
+    /// Marks the blocks of a range within the layer, and tells how many were not.
+    fn mark(&self, plain: &Range<u64>) -> u64 {
+        let mut new = 0;
+        for block in plain.start / BLOCK..plain.end.div_ceil(BLOCK) {
+            let Some(word) = self.demanded.get((block / WORD_BITS) as usize) else {
+                break;
+            };
+            let bit = 1 << (block % WORD_BITS);
+            let known =
+                word.load(Ordering::Relaxed) & bit != 0 || word.fetch_or(bit, Ordering::Relaxed) & bit != 0;
+            new += u64::from(!known);
+        }
+        new
+    }
 }
 
 impl Recorder {
@@ -124,7 +149,7 @@ impl Recorder {
             })
             .collect();
         let bits = |(layer, first): (RecordedLayer, usize)| LayerBits {
-            demanded: (0..layer.index.chunks.chunks().len().div_ceil(WORD_BITS))
+            demanded: (0..layer.index.plain_len().div_ceil(BLOCK * WORD_BITS))
                 .map(|_| AtomicU64::new(0))
                 .collect(),
             layer,
@@ -136,38 +161,51 @@ impl Recorder {
             plain_cap,
             layers: layers.into_iter().zip(firsts).map(bits).collect(),
             ended: AtomicBool::new(false),
+            sees_all: AtomicBool::new(true),
             waiting: AtomicUsize::new(0),
             state: Mutex::default(),
             changed: Notify::new(),
         })
     }
 
-    /// Notes that a reader demanded chunk `chunk` of the layer at position `layer`. Cheap after the first time; positions that
-    /// do not exist are ignored. Callable outside of a runtime.
-    pub fn record(&self, layer: usize, chunk: usize) {
+    /// Notes that a reader demanded `plain` of the layer at position `layer`. Cheap after the first time; what does not exist is
+    /// ignored. Callable outside of a runtime.
+    pub fn record(&self, layer: usize, plain: Range<u64>) {
         if self.ended.load(Ordering::Relaxed) {
             return;
         }
         let Some(bits) = self.layers.get(layer) else {
             return;
         };
-        if chunk >= bits.layer.index.chunks.chunks().len() {
-            return;
+        let plain = plain.start..plain.end.min(bits.layer.index.plain_len());
+        let new = bits.mark(&plain);
+        if new > 0 {
+            self.note(layer, plain, new * BLOCK);
         }
-        let (word, bit) = (&bits.demanded[chunk / WORD_BITS], 1 << (chunk % WORD_BITS));
-        if word.load(Ordering::Relaxed) & bit != 0 || word.fetch_or(bit, Ordering::Relaxed) & bit != 0 {
-            return;
-        }
-        self.note(layer, chunk);
     }
 
-    /// Notes that a reader waits for a chunk until the value is dropped. While anybody waits no point is quiet, however slow the
+    /// Notes that a reader waits for bytes until the value is dropped. While anybody waits no point is quiet, however slow the
     /// network is.
     pub fn waiting(self: &Arc<Self>) -> Waiting {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         Waiting {
             recorder: self.clone(),
         }
+    }
+
+    /// Says that somebody reads ahead of the program what earlier starts demanded: that it demands this again is not seen from
+    /// now on, and only what is new is learnt.
+    pub fn is_read_ahead(&self) {
+        self.sees_all.store(false, Ordering::Relaxed);
+    }
+
+    /// Says that the start begins now, if it has not: there may be no demand to tell.
+    pub fn begin(&self) {
+        let mut state = lock(&self.state);
+        let now = Instant::now();
+        state.began.get_or_insert(now);
+        state.last.get_or_insert(now);
+        self.changed.notify_waiters();
     }
 
     /// Waits until the recording ends. Never before the first demand.
@@ -199,15 +237,13 @@ impl Recorder {
             .iter()
             .map(|bits| LayerDemands {
                 diff_id: bits.layer.index.diff_id,
-                observed: bits.layer.observed,
+                observed: bits.layer.observed && self.sees_all.load(Ordering::Relaxed),
                 touches: Vec::new(),
             })
             .collect();
         for noted in &state.touches {
-            let bits = &self.layers[noted.layer];
-            let chunk = &bits.layer.index.chunks.chunks()[noted.chunk];
-            layers[bits.first].touches.push(Touch {
-                plain: chunk.plain_range(),
+            layers[self.layers[noted.layer].first].touches.push(Touch {
+                plain: noted.plain.clone(),
                 ms: noted.ms,
             });
         }
@@ -217,7 +253,7 @@ impl Recorder {
         Recording::new(self.image_id, end, layers.collect())
     }
 
-    fn note(&self, layer: usize, chunk: usize) {
+    fn note(&self, layer: usize, plain: Range<u64>, new_len: u64) {
         let mut state = lock(&self.state);
         let now = Instant::now();
         if let Some(reason) = self.due(&state, now) {
@@ -229,10 +265,9 @@ impl Recorder {
         let began = *state.began.get_or_insert(now);
         state.last = Some(now);
         let ms = u32::try_from((now - began).as_millis()).unwrap_or(u32::MAX);
-        state.touches.push(Noted { layer, chunk, ms });
-        let chunks = self.layers[layer].layer.index.chunks.chunks();
-        state.plain_len += u64::from(chunks[chunk].plain_len);
-        if state.plain_len > self.plain_cap {
+        state.touches.push(Noted { layer, plain, ms });
+        state.plain_len += new_len;
+        if state.plain_len > self.plain_cap || state.touches.len() > MOST_TOUCHES {
             self.end(&mut state, EndReason::TooMuch);
         }
         if state.touches.len() == 1 {
@@ -277,8 +312,8 @@ impl Recorder {
 }
 
 impl ReadObserver for Recorder {
-    fn touched(&self, layer: usize, chunk: usize) {
-        self.record(layer, chunk);
+    fn touched(&self, layer: usize, plain: &Range<u64>, _: Range<usize>) {
+        self.record(layer, plain.clone());
     }
 
     fn begin_wait(self: Arc<Self>) -> Option<Box<dyn Send + Sync>> {
@@ -286,7 +321,7 @@ impl ReadObserver for Recorder {
     }
 }
 
-/// A reader that waits for a chunk ([`Recorder::waiting`]).
+/// A reader that waits for bytes ([`Recorder::waiting`]).
 #[derive(Debug)]
 pub struct Waiting {
     recorder: Arc<Recorder>,

@@ -31,7 +31,7 @@ struct Waits {
 }
 
 impl ReadObserver for Waits {
-    fn touched(&self, _layer: usize, _chunk: usize) {}
+    fn touched(&self, _layer: usize, _plain: &Range<u64>, _chunks: Range<usize>) {}
 
     fn waited(&self, _layer: usize, chunks: Range<usize>, _wait: Duration) {
         self.count.fetch_add(1, Ordering::Relaxed);
