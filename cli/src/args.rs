@@ -97,6 +97,9 @@ pub(crate) enum Command {
     /// Wait for the kernel while it mounts, on behalf of a process that serves what it asks for.
     #[command(hide = true)]
     MountHelper,
+    /// Have the kernel read files of an image before programs ask for them.
+    #[command(hide = true)]
+    PageReader,
 }
 
 /// What most commands take: the form of the result, and how registries are reached.

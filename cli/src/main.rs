@@ -12,6 +12,7 @@ mod idle;
 mod install;
 mod open_image;
 mod output;
+mod page_plan;
 mod progress;
 mod supervise;
 mod wiring;

@@ -4,13 +4,13 @@
 //! With a profile its chunks are wanted before the mount is even there. Every start is recorded until it is quiet, and makes the profile
 //! better for the next one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context as _;
 use sluice_format::erofs::{DeviceSlot, write_image};
 use sluice_format::merge::merge;
-use sluice_format::{ChainId, DiffId, Limits, Profile, Tree};
+use sluice_format::{ChainId, ChunkTable, DiffId, Limits, Profile, Tree};
 use sluice_storage::image::choice;
 use sluice_storage::profile::{self, ProfileStore, RecordedLayer, Recording, RecordingOptions};
 use sluice_storage::{
@@ -21,6 +21,7 @@ use sluice_storage::{
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use crate::foresight::foresee;
+use crate::page_plan::{self, PagePlan};
 
 /// Readahead window of a mount that is not complete.
 pub(crate) const READ_AHEAD_KIB: u32 = (FAULT_WINDOW >> 10) as u32;
@@ -72,6 +73,8 @@ pub(crate) struct OpenImage {
     pub(crate) known: Option<Profile>,
     recording: Option<JoinHandle<()>>,
     recorder: Option<Arc<Recorder>>,
+    /// What to read ahead of this start.
+    pages: Option<JoinHandle<PagePlan>>,
 }
 
 impl Opener {
@@ -119,6 +122,11 @@ impl Opener {
         }
         let tree_file = write_tree(&tree, &image.layers, &self.cache)?;
         self.done("tree written");
+        let is_read_ahead = self.starts == Starts::Learnt && !page_plan::learns();
+        let pages = known.clone().filter(|_| is_read_ahead).map(|known| {
+            let image = image.clone();
+            spawn_blocking(move || PagePlan::new(&known, &chunk_tables(&image), &tree))
+        });
         let recording = recorder
             .clone()
             .filter(|_| self.starts == Starts::Learnt)
@@ -132,6 +140,7 @@ impl Opener {
             known,
             recording,
             recorder,
+            pages,
         })
     }
 
@@ -215,6 +224,26 @@ impl OpenImage {
         self.recorder.clone()
     }
 
+    /// Has in the page cache what earlier starts read of the image, which is mounted on `target`, before this one asks for it. No longer than
+    /// `until`.
+    pub(crate) fn read_pages_ahead(
+        &mut self,
+        target: &Path,
+        until: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (pages, recorder) = (self.pages.take(), self.recorder.clone());
+        let (layers, target) = (self.layers.clone(), target.to_owned());
+        async move {
+            let Some(pages) = pages else { return };
+            if let Some(recorder) = recorder {
+                recorder.is_read_ahead();
+            }
+            if let Ok(plan) = pages.await {
+                plan.follow(layers, &target, until).await;
+            }
+        }
+    }
+
     /// Ends the recording, if it has not ended by itself, and waits until it is kept.
     pub(crate) async fn finish_recording(&mut self) {
         if let Some(recorder) = &self.recorder {
@@ -252,15 +281,18 @@ pub(crate) fn recorder(image: &LazyImage, observed: impl Iterator<Item = bool>) 
     Recorder::new(image.image_id, layers.collect(), RecordingOptions::default())
 }
 
+/// How the layers of an image are cut, lowest first.
+pub(crate) fn chunk_tables(image: &LazyImage) -> Vec<(DiffId, &ChunkTable)> {
+    let layers = image.layers.iter();
+    layers
+        .map(|layer| (layer.diff_id, layer.index.chunks.as_ref()))
+        .collect()
+}
+
 /// Has fetched what the last starts demanded, and read from the disk what of it is here; gives how many chunks that are. Each program
 /// of a start waits for the disk page by page, while this asks for all of it at once.
 pub(crate) fn replay(known: &Profile, image: &LazyImage, layers: &[Arc<PlainLayer>]) -> usize {
-    let tables: Vec<_> = image
-        .layers
-        .iter()
-        .map(|layer| (layer.diff_id, layer.index.chunks.as_ref()))
-        .collect();
-    let plan = profile::plan(known, &tables);
+    let plan = profile::plan(known, &chunk_tables(image));
     for planned in &plan {
         layers[planned.layer].expect([planned.chunk]);
     }

@@ -46,6 +46,9 @@ pub(crate) const THIS_PROGRAM: &str = "/proc/self/exe";
 /// Hidden command of the process that waits for mounts.
 const MOUNT_HELPER: &str = "mount-helper";
 
+/// Hidden command of the process that reads ahead of programs.
+pub(crate) const PAGE_READER: &str = "page-reader";
+
 /// Starts the process that waits for mounts on behalf of this one.
 pub(crate) fn mount_helper() -> anyhow::Result<Arc<MountHelper>> {
     Ok(Arc::new(MountHelper::spawn(

@@ -25,6 +25,7 @@ use sluice_format::inode::Timestamp;
 use tokio::runtime::Handle;
 
 use crate::filesystem::{Answer, Attributes, DirEntry, Lifetime, Namespace, OpenMode};
+use crate::page_reader::is_page_reader;
 
 /// Longest request in bytes; `fs.fuse.max_pages_limit` caps requests at 1 MiB by default.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -115,9 +116,14 @@ impl Adapter {
         Ok((attributes, entry.lifetime.duration()))
     }
 
-    fn start_read(&self, node: u64, offset: u64, size: u32, reply: ReplyData) {
+    fn start_read(&self, pid: u32, node: u64, offset: u64, size: u32, reply: ReplyData) {
         let range = offset..offset.saturating_add(size.into());
-        match self.namespace.read(node, range) {
+        let answer = if is_page_reader(pid) {
+            self.namespace.read_ahead(node, range)
+        } else {
+            self.namespace.read(node, range)
+        };
+        match answer {
             Ok(Answer::Ready(bytes)) => reply.data(&bytes),
             Ok(Answer::Later(bytes)) => {
                 let pending = PendingRead {
@@ -308,7 +314,7 @@ impl fuser::Filesystem for Adapter {
 
     fn read(
         &self,
-        _request: &Request,
+        request: &Request,
         node: INodeNo,
         _handle: FileHandle,
         offset: u64,
@@ -317,7 +323,8 @@ impl fuser::Filesystem for Adapter {
         _owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        guarded("read", || self.start_read(node.0, offset, size, reply));
+        let pid = request.pid();
+        guarded("read", || self.start_read(pid, node.0, offset, size, reply));
     }
 
     fn readdir(

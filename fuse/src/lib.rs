@@ -7,7 +7,8 @@
 //!
 //! [`filesystem`] is what a session can ask of either, in plain Rust types; [`adapter`] translates fuser's calls into it
 //! and decides nothing; [`session`] owns the connection. [`mounted_image`] holds everything that belongs to one mounted
-//! image, [`guard`] undoes it when the process dies, [`mount_record`] lets another process find it, and [`mount_helper`] waits for the session on its behalf. [`takeover`] goes on with
+//! image, [`guard`] undoes it when the process dies, [`mount_record`] lets another process find it, and [`mount_helper`] waits for the session on its behalf. [`page_reader`] fills the page cache of a mount ahead of
+//! programs. [`takeover`] goes on with
 //! a session whose process died, kept alive by a [`descriptor_store`].
 
 pub mod adapter;
@@ -25,6 +26,7 @@ pub mod mount_record;
 pub mod mounted_image;
 pub mod mountinfo;
 mod node;
+pub mod page_reader;
 pub mod plain;
 pub mod probe;
 mod readahead;
@@ -40,6 +42,7 @@ pub use kernel::release_free_memory;
 pub use mount_helper::{MountHelper, run_mount_helper};
 pub use mount_record::{MountRecord, find_mount, request_unmount};
 pub use mounted_image::{Front, MountRequest, MountedImage, complete_device};
+pub use page_reader::{PageReader, run_page_reader};
 pub use probe::{Support, probe};
 pub use session::{Session, SessionOptions};
 pub use source::{Layer, PlainSource};

@@ -131,6 +131,34 @@ impl LayerDirectory {
     }
 }
 
+impl LayerDirectory {
+    /// A range of a file, whose plain bytes `read` gives.
+    fn read_by(
+        &self,
+        node: u64,
+        file: Range<u64>,
+        read: impl FnOnce(&Layer, Range<u64>) -> Result<Answer, Errno>,
+    ) -> Result<Answer, Errno> {
+        if matches!(node, node::ROOT | node::FIXED_DIRECTORY) {
+            return Err(Errno::EISDIR);
+        }
+        let layer = self.layer(node)?;
+        let plain_len = layer.source.plain_len();
+        let end = file.end.min(device_len(plain_len));
+        let plain = file.start..end.min(plain_len);
+        let padding = zeros(end.saturating_sub(plain_len.max(file.start)))?;
+        if plain.is_empty() {
+            return Ok(Answer::Ready(padding));
+        }
+        let answer = read(&layer, plain)?;
+        Ok(if padding.is_empty() {
+            answer
+        } else {
+            append(answer, padding)
+        })
+    }
+}
+
 fn file_attributes(layer: &Layer) -> Attributes {
     Attributes {
         node: node::of_layer(&layer.diff_id.0),
@@ -177,23 +205,18 @@ impl Namespace for LayerDirectory {
     }
 
     fn read(&self, node: u64, file: Range<u64>) -> Result<Answer, Errno> {
-        if matches!(node, node::ROOT | node::FIXED_DIRECTORY) {
-            return Err(Errno::EISDIR);
-        }
-        let layer = self.layer(node)?;
-        let plain_len = layer.source.plain_len();
-        let end = file.end.min(device_len(plain_len));
-        let plain = file.start..end.min(plain_len);
-        let padding = zeros(end.saturating_sub(plain_len.max(file.start)))?;
-        if plain.is_empty() {
-            return Ok(Answer::Ready(padding));
-        }
-        let answer = read_layer(&layer, plain, &self.failures);
-        Ok(if padding.is_empty() {
-            answer
-        } else {
-            append(answer, padding)
-        })
+        let read = |layer: &Layer, plain| Ok(read_layer(layer, plain, &self.failures));
+        self.read_by(node, file, read)
+    }
+
+    fn read_ahead(&self, node: u64, file: Range<u64>) -> Result<Answer, Errno> {
+        // The kernel forgets a failed readahead, and a program that comes for the pages asks again.
+        let read = |layer: &Layer, plain: Range<u64>| {
+            let cached = layer.source.read_unnoticed(plain.clone());
+            let bytes = cached.and_then(|bytes| check_len(bytes, &plain).ok());
+            bytes.map(Answer::Ready).ok_or(Errno::EIO)
+        };
+        self.read_by(node, file, read)
     }
 
     fn statistics(&self) -> Statistics {

@@ -34,6 +34,11 @@ pub trait PlainSource: Debug + Send + Sync + 'static {
         None
     }
 
+    /// The same for somebody who reads ahead of programs, which says nothing about what they want.
+    fn read_unnoticed(&self, plain: Range<u64>) -> Option<Bytes> {
+        self.read_cached(plain)
+    }
+
     /// A local file that holds the whole plain layer, verified, and keeps it as long as this source lives. The kernel
     /// then reads the file itself.
     fn complete_file(&self) -> Option<PathBuf> {
@@ -52,6 +57,10 @@ impl PlainSource for PlainLayer {
 
     fn read_cached(&self, plain: Range<u64>) -> Option<Bytes> {
         Self::read_cached(self, plain)
+    }
+
+    fn read_unnoticed(&self, plain: Range<u64>) -> Option<Bytes> {
+        Self::read_unnoticed(self, plain)
     }
 
     fn complete_file(&self) -> Option<PathBuf> {

@@ -1,20 +1,28 @@
-//! Promise: what starts of an image read can be looked at, carried by hand, and travels beside the image without changing it.
+//! Promise: what starts of an image read can be looked at, carried by hand, travels beside the image without changing it, and is in memory
+//! when the next start asks for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 use sluice_format::profile::{Demand, ProfileLayer};
 use sluice_format::{Limits, Profile};
 use sluice_tests::document::{Layout, array, text};
 use sluice_tests::images::{Entry, ImageBuilder, Layer};
-use sluice_tests::registry::DistributionRegistry;
+use sluice_tests::mounted::Mounting;
+use sluice_tests::registry::{CountingRegistry, DistributionRegistry, Fault, FaultSet};
 use sluice_tests::scratch::Scratch;
 use sluice_tests::sluice;
 
 /// Length of the files of the image.
 const FILE_LEN: u64 = 600_000;
+
+/// How long an end may take to be complete.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A converted image of two layers, each with one file, and a profile of it.
 struct Started {
@@ -168,5 +176,68 @@ fn a_profile_travels_with_an_image_in_a_layout_that_still_has_one_image() -> Res
     let inspected = sluice::json(["inspect", &untagged])?;
     let (digest, _) = Layout::open(Path::new(&directory)).top("c")?;
     assert_eq!(text(&inspected, "/digest")?, digest);
+    Ok(())
+}
+
+/// Chunks of the upper layer that a program has asked the server for.
+fn touched(stats: &Path) -> Result<Vec<u64>> {
+    let stats: Value = serde_json::from_slice(&fs::read(stats)?)?;
+    let touches = array(&stats, "/touches")?.iter();
+    let upper = touches.filter(|touch| touch["layer"] == 1);
+    Ok(upper.filter_map(|touch| touch["chunk"].as_u64()).collect())
+}
+
+#[test]
+fn privileged_what_starts_read_is_in_the_page_cache_before_it_is_asked_for() -> Result<()> {
+    let started = Started::new()?;
+    let stats = started.scratch.join("stats");
+    // One start in eight is left alone, to be learnt from.
+    for attempt in 0..12 {
+        let cache = started.cache(&format!("cache-{attempt}"));
+        started.import(&cache)?;
+        let mounting = Mounting::new(&started.reference, "erofs").cache(Path::new(&cache));
+        let mounted = mounting.option(&format!("--stats={}", stats.display())).mount()?;
+        thread::sleep(Duration::from_millis(500));
+        let bytes = fs::read(mounted.directory.join("upper.bin"))?;
+        assert_eq!(bytes.len() as u64, FILE_LEN);
+        mounted.unmount()?;
+        let touched = touched(&stats)?;
+        ensure!(touched.contains(&2), "more was read ahead than was demanded");
+        if touched.contains(&0) {
+            continue;
+        }
+        let learnt = Profile::parse(&started.exported(&cache)?, &Limits::default())?;
+        let known = Profile::parse(&fs::read(&started.file)?, &Limits::default())?;
+        ensure!(learnt.plain_len() > known.plain_len(), "what is new is learnt");
+        let seen = |profile: &Profile| profile.layers()[1].demands[0].seen;
+        assert_eq!(seen(&learnt), seen(&known), "who reads ahead is no start");
+        return Ok(());
+    }
+    bail!("no start was read ahead of")
+}
+
+#[test]
+fn privileged_nothing_is_left_of_a_mount_that_ends_while_pages_are_read_ahead() -> Result<()> {
+    let started = Started::new()?;
+    let slow = FaultSet::none().with(Fault::Latency(Duration::from_millis(30)));
+    let registry = CountingRegistry::serve_with(&Layout::open(&started.scratch.join("converted")), slow)?;
+    for moment in 0..24 {
+        let cache = started.cache(&format!("cache-{moment}"));
+        started.import(&cache)?;
+        let mounting = Mounting::new(&registry.reference("c"), "erofs").cache(Path::new(&cache));
+        let mut mounted = mounting.mount()?;
+        thread::sleep(Duration::from_millis(moment * 5));
+        if moment % 2 == 0 {
+            mounted
+                .unmount()
+                .with_context(|| format!("after {moment} x 5 ms"))?;
+            continue;
+        }
+        mounted.signal(Signal::SIGKILL)?;
+        mounted.wait_end(PATIENCE)?;
+        mounted
+            .wait_nothing_left(PATIENCE)
+            .with_context(|| format!("after {moment} x 5 ms"))?;
+    }
     Ok(())
 }

@@ -52,6 +52,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Command::ContainerKeeper(args) => return container::keep_apart(&args.directory, &args.id),
         Command::MountGuard => Ok(sluice_fuse::run_guard()?),
         Command::MountHelper => Ok(sluice_fuse::run_mount_helper()?),
+        Command::PageReader => Ok(sluice_fuse::run_page_reader()?),
     };
     match done {
         Ok(()) => Ok(ExitCode::SUCCESS),

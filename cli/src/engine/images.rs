@@ -25,6 +25,7 @@ use tokio::task::spawn_blocking;
 
 use super::{EngineOptions, chain_ids};
 use crate::open_image::{merged_tree, write_tree};
+use crate::page_plan;
 
 /// Images kept. An index has about a hundred bytes per file and per chunk, so a large image has some megabytes.
 const KEPT: NonZeroUsize = NonZeroUsize::new(16).expect("16 is not 0");
@@ -60,6 +61,8 @@ pub(super) struct Loaded {
     attached: Arc<Attached>,
     is_announced: AtomicBool,
     is_foreseen: AtomicBool,
+    /// Its starts are not read ahead of.
+    pub(super) learns: bool,
     /// Its tree, written while it was pulled and not mounted yet.
     written_tree: Mutex<Option<PathBuf>>,
 }
@@ -336,6 +339,7 @@ impl LoadedImages {
             attached,
             is_announced: AtomicBool::new(false),
             is_foreseen: AtomicBool::new(false),
+            learns: page_plan::learns(),
             written_tree: Mutex::default(),
         });
         Ok(Found::Lazy(loaded))

@@ -201,6 +201,7 @@ impl Engine {
             Some(top) => self.images.of_layer(top).await?,
             None => None,
         };
+        let shown = image.clone();
         let (cache, layers) = (self.cache.clone(), self.layers.clone());
         let (runtime, tree_request, place) = (self.runtime.clone(), tree.clone(), target.to_owned());
         let mounted = spawn_blocking(move || {
@@ -221,6 +222,10 @@ impl Engine {
         );
         if let (Some(starts), Some(top)) = (&self.starts, tree.layers.last()) {
             starts.mounted(top, mounted.mount_time);
+        }
+        if let (Some(starts), Some(image)) = (&self.starts, shown.filter(|_| mounted.is_by_kernel())) {
+            let pages = starts.clone().read_pages_ahead(image, target.to_owned());
+            mounted.accompany(pages, &self.runtime);
         }
         if let Some(fill) = self.fill {
             mounted.fill(fill, &self.runtime);

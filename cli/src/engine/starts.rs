@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ use super::EngineOptions;
 use super::images::{ImageKey, Loaded, LoadedImages};
 use super::layers::{LayerLease, ServedLayer, ServedLayers};
 use crate::foresight::foresee;
-use crate::open_image::{keep, merged_tree, recorder, replay};
+use crate::open_image::{chunk_tables, keep, merged_tree, recorder, replay};
+use crate::page_plan::PagePlan;
 
 /// A start that has not got quiet by then is not one: nobody reads, or nobody stops reading.
 const LONGEST: Duration = Duration::from_secs(180);
@@ -147,6 +149,25 @@ impl Starts {
         }
     }
 
+    /// Has in the page cache what earlier starts read of an image, whose tree is mounted on `target`, before the next one asks for it.
+    pub(super) async fn read_pages_ahead(self: Arc<Self>, image: Arc<Loaded>, target: PathBuf) {
+        if image.learns {
+            return;
+        }
+        let known = image.profile(ProfileStore::new(self.cache.path())).await;
+        let (Some(known), Some(served)) = (known, self.layers.find(&image.image.layers)) else {
+            return;
+        };
+        let plan = move || {
+            let tree = merged_tree(&image.image.layers)?;
+            anyhow::Ok(PagePlan::new(&known, &chunk_tables(&image.image), &tree))
+        };
+        if let Ok(Ok(plan)) = spawn_blocking(plan).await {
+            // Whoever unmounts the tree drops this.
+            plan.follow(plain(&served), &target, std::future::pending()).await;
+        }
+    }
+
     /// Expects no container any more.
     pub(super) fn expect_none(&self) {
         self.expected().clear();
@@ -185,6 +206,10 @@ impl Starts {
         let before = self.fetcher.counters().stats().stored_bytes;
         let store = ProfileStore::new(self.cache.path());
         let known = image.profile(store.clone()).await;
+        if known.is_some() && !image.learns {
+            start.recorder.is_read_ahead();
+            start.recorder.begin();
+        }
         let fetching = {
             let (known, image, layers) = (known.clone(), image.clone(), plain(served));
             spawn_blocking(move || fetch_ahead(known.as_ref(), &image, None, &layers))

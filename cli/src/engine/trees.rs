@@ -59,8 +59,8 @@ pub(super) struct MountedTree {
     whole_layers: usize,
     /// How long it took to merge and mount it.
     pub(super) mount_time: Duration,
-    /// Brings its layers to this host; given up when the tree is.
-    filling: Mutex<JoinSet<()>>,
+    /// What is done for it beside; given up when the tree is.
+    background: Mutex<JoinSet<()>>,
 }
 
 impl MountedTree {
@@ -111,7 +111,7 @@ impl MountedTree {
             device: device_of(target)?,
             whole_layers,
             mount_time: began.elapsed(),
-            filling: Mutex::default(),
+            background: Mutex::default(),
         })
     }
 
@@ -136,7 +136,7 @@ impl MountedTree {
                     record: Some(record),
                     device: device_of(&target)?,
                     mount_time: Duration::ZERO,
-                    filling: Mutex::default(),
+                    background: Mutex::default(),
                 }))
             }
             (mounted, Some(leaving)) => {
@@ -168,13 +168,23 @@ impl MountedTree {
                 );
             }
         };
-        let mut filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        filling.spawn_on(work, runtime);
+        self.accompany(work, runtime);
+    }
+
+    /// Goes on with some work as long as it is mounted.
+    pub(super) fn accompany(&self, work: impl Future<Output = ()> + Send + 'static, runtime: &Handle) {
+        let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
+        background.spawn_on(work, runtime);
+    }
+
+    /// Whether the kernel has the tree, and asks for windows of layers only.
+    pub(super) fn is_by_kernel(&self) -> bool {
+        matches!(self.shown, Shown::Erofs(_))
     }
 
     /// Whether layers have become whole since it was mounted, which the kernel would read without asking. Blocks for a moment.
     pub(super) fn is_outdated(&self) -> bool {
-        matches!(self.shown, Shown::Erofs(_)) && count_whole(&self.layers) > self.whole_layers
+        self.is_by_kernel() && count_whole(&self.layers) > self.whole_layers
     }
 
     /// Whether `target` still shows it. Blocks for a moment.
@@ -195,6 +205,7 @@ impl MountedTree {
     /// # Errors
     /// When the kernel refuses. What is left is found by [`clear`].
     pub(super) fn unmount(mut self, lingering: &Arc<Lingering>) -> anyhow::Result<()> {
+        drop(self.background);
         match self.shown {
             Shown::Erofs(mut mount) => {
                 let sysfs = mount.sysfs_directory();

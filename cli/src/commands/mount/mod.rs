@@ -14,6 +14,7 @@ use sluice_storage::{
     Cache, CacheOptions, CountedProgress, Counters, Fetcher, Lane, LazyImage, ReadPolicy, Timeline,
 };
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 
 use self::background::Background;
@@ -98,11 +99,20 @@ async fn serve(
         None => report()?,
     }
     let fill = tokio::spawn(fill(args, &open));
+    let (goes_on, ends) = oneshot::channel::<()>();
+    let pages = open.read_pages_ahead(mounted.target(), async { drop(ends.await) });
+    // A session that serves the tree itself does not know who reads ahead.
+    let pages = (mounted.front() == Front::Erofs).then(|| tokio::spawn(pages));
     let reason = tokio::select! {
         gone = mounted.wait_unmounted() => gone.map(|()| "unmounted")?,
         () = signals.recv() => "interrupted",
     };
     fill.abort();
+    drop(goes_on);
+    if let Some(pages) = pages {
+        // A panic in it was reported.
+        let _ = pages.await;
+    }
     open.finish_recording().await;
     spawn_blocking(move || unmount(&mut mounted)).await??;
     if let (Some(file), Some(timeline)) = (&args.stats, &timeline) {
