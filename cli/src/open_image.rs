@@ -236,7 +236,7 @@ impl OpenImage {
         async move {
             let Some(pages) = pages else { return };
             if let Some(recorder) = recorder {
-                recorder.is_read_ahead();
+                recorder.tell_read_ahead();
             }
             if let Ok(plan) = pages.await {
                 plan.follow(layers, &target, until).await;

@@ -25,8 +25,9 @@ use crate::wiring;
 /// Of so many starts one is not read ahead of.
 const LEARNS_OF: u64 = 8;
 
-/// Bytes that are read ahead for one start at most.
+/// Bytes and parts of files that are read ahead for one start at most: a profile may come from anybody.
 const MOST: u64 = 512 << 20;
+const MOST_PARTS: usize = 1 << 15;
 
 /// Parts of files, by the chunk that has their bytes, in the order in which chunks are fetched.
 #[derive(Clone, Debug, Default)]
@@ -65,13 +66,14 @@ impl PagePlan {
             paths: std::mem::take(&mut found.paths),
             chunks: Vec::new(),
         };
-        let mut left = MOST;
+        let (mut left, mut parts_left) = (MOST, MOST_PARTS);
         for planned in profile::plan(known, layers) {
             let cut = &layers[planned.layer].1.chunks()[planned.chunk];
             let parts = found.parts(planned.layer, &cut.plain_range(), demands[planned.layer]);
             let len: u64 = parts.iter().map(|part| part.range.end - part.range.start).sum();
             left = left.saturating_sub(len);
-            if left == 0 {
+            parts_left = parts_left.saturating_sub(parts.len());
+            if left == 0 || parts_left == 0 {
                 break;
             }
             if !parts.is_empty() {

@@ -176,7 +176,7 @@ pub trait Namespace: Debug + Send + Sync + 'static {
     /// `EISDIR` and `EINVAL` for what is no regular file, `ESTALE`, `EIO`.
     fn read(&self, node: u64, file: Range<u64>) -> Result<Answer, Errno>;
 
-    /// The same for somebody who reads ahead of programs: it tells nothing about them, and what is not here is not worth fetching.
+    /// The same for somebody who reads ahead of programs: it tells nothing about them.
     ///
     /// # Errors
     /// As [`Namespace::read`].

@@ -26,6 +26,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{PoisonError, RwLock};
+use std::time::Duration;
 
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
@@ -38,6 +39,9 @@ use crate::mount::path_of;
 
 /// Bytes of a request before the path.
 const HEAD_LEN: usize = 18;
+
+/// How long the end of a page reader is waited for.
+const END: Duration = Duration::from_secs(1);
 
 /// Page readers of this process.
 static RUNNING: RwLock<Vec<u32>> = RwLock::new(Vec::new());
@@ -127,12 +131,19 @@ impl PageReader {
         self.child.wait().await.map(|_| ())
     }
 
-    /// Ends it, if it has not ended, and waits for that. Reads that the session has taken are waited for.
+    /// Ends it, if it has not ended, and waits for that a moment: one that waits for the session goes when that answers or ends.
     ///
     /// # Errors
     /// When the process cannot be waited for.
     pub async fn end(mut self) -> io::Result<()> {
-        self.child.kill().await
+        if self.child.try_wait()?.is_some() {
+            return Ok(());
+        }
+        self.child.start_kill()?;
+        match tokio::time::timeout(END, self.child.wait()).await {
+            Ok(ended) => ended.map(|_| ()),
+            Err(_) => Ok(()),
+        }
     }
 }
 

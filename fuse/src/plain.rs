@@ -137,7 +137,7 @@ impl LayerDirectory {
         &self,
         node: u64,
         file: Range<u64>,
-        read: impl FnOnce(&Layer, Range<u64>) -> Result<Answer, Errno>,
+        read: impl FnOnce(&Layer, Range<u64>) -> Answer,
     ) -> Result<Answer, Errno> {
         if matches!(node, node::ROOT | node::FIXED_DIRECTORY) {
             return Err(Errno::EISDIR);
@@ -150,7 +150,7 @@ impl LayerDirectory {
         if plain.is_empty() {
             return Ok(Answer::Ready(padding));
         }
-        let answer = read(&layer, plain)?;
+        let answer = read(&layer, plain);
         Ok(if padding.is_empty() {
             answer
         } else {
@@ -205,16 +205,16 @@ impl Namespace for LayerDirectory {
     }
 
     fn read(&self, node: u64, file: Range<u64>) -> Result<Answer, Errno> {
-        let read = |layer: &Layer, plain| Ok(read_layer(layer, plain, &self.failures));
+        let read = |layer: &Layer, plain| read_layer(layer, plain, &self.failures);
         self.read_by(node, file, read)
     }
 
     fn read_ahead(&self, node: u64, file: Range<u64>) -> Result<Answer, Errno> {
-        // The kernel forgets a failed readahead, and a program that comes for the pages asks again.
+        // What was evicted meanwhile is fetched as for any reader: a process ID of another namespace may be that of a program.
         let read = |layer: &Layer, plain: Range<u64>| {
             let cached = layer.source.read_unnoticed(plain.clone());
             let bytes = cached.and_then(|bytes| check_len(bytes, &plain).ok());
-            bytes.map(Answer::Ready).ok_or(Errno::EIO)
+            bytes.map_or_else(|| read_layer(layer, plain, &self.failures), Answer::Ready)
         };
         self.read_by(node, file, read)
     }

@@ -207,7 +207,7 @@ impl Starts {
         let store = ProfileStore::new(self.cache.path());
         let known = image.profile(store.clone()).await;
         if known.is_some() && !image.learns {
-            start.recorder.is_read_ahead();
+            start.recorder.tell_read_ahead();
             start.recorder.begin();
         }
         let fetching = {

@@ -195,7 +195,7 @@ impl Recorder {
 
     /// Says that somebody reads ahead of the program what earlier starts demanded: that it demands this again is not seen from
     /// now on, and only what is new is learnt.
-    pub fn is_read_ahead(&self) {
+    pub fn tell_read_ahead(&self) {
         self.sees_all.store(false, Ordering::Relaxed);
     }
 
