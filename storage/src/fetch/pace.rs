@@ -310,7 +310,7 @@ mod tests {
             [length(), length(), length(), length()]
         };
         assert_eq!(lengths(60_000), [1, 2, 4, 4]);
-        assert_eq!(lengths(10_000), [4, 2, 2, 2], "neither prompt nor late");
+        assert_eq!(lengths(12_000), [4, 2, 2, 2], "neither prompt nor late");
         assert_eq!(lengths(4_000), [2, 1, 1, 1]);
         assert_eq!(lengths(60_000), [1, 2, 4, 4]);
     }

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use crate::bench::{Bench, a_moment, prefetch, settle};
 
 const LATENCY: Duration = Duration::from_millis(100);
-/// Short ranges that run side by side to begin with, and long ones.
+/// Short ranges that run side by side to begin with, and such that are as long as they get then.
 const SIDE_BY_SIDE: usize = 6;
-const LONG_SIDE_BY_SIDE: usize = 2;
+const LONG_SIDE_BY_SIDE: usize = 4;
 /// Stored bytes between chunks that keep them from being joined.
 const FAR: usize = 200_000;
 
