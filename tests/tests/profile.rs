@@ -197,7 +197,7 @@ fn privileged_what_starts_read_is_in_the_page_cache_before_it_is_asked_for() -> 
         started.import(&cache)?;
         let mounting = Mounting::new(&started.reference, "erofs").cache(Path::new(&cache));
         let mounted = mounting.option(&format!("--stats={}", stats.display())).mount()?;
-        thread::sleep(Duration::from_millis(500));
+        thread::sleep(Duration::from_secs(1));
         let bytes = fs::read(mounted.directory.join("upper.bin"))?;
         assert_eq!(bytes.len() as u64, FILE_LEN);
         mounted.unmount()?;
