@@ -7,6 +7,7 @@ mod containerd;
 mod cri;
 mod doctor;
 mod engine;
+mod files_by_place;
 mod foresight;
 mod idle;
 mod install;

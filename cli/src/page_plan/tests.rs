@@ -1,58 +1,19 @@
-use sluice_format::inode::Attributes;
 use sluice_format::profile::ProfileLayer;
-use sluice_format::tree::{Directory, FileContent};
-use sluice_format::{Digest, EntryName, Limits, Node};
+use sluice_format::{Digest, Limits, NodeId};
 use sluice_storage::testing::SampleLayer;
 
 use super::*;
+use crate::files_by_place::testing::{directory, file, link, put};
 
 const CHUNK: u64 = 8192;
-
-fn add(tree: &mut Tree, directory: NodeId, name: &str, kind: NodeKind) -> NodeId {
-    let id = tree.add(Node {
-        kind,
-        attributes: Attributes::default_directory(),
-    });
-    link(tree, directory, name, id);
-    id
-}
-
-fn link(tree: &mut Tree, directory: NodeId, name: &str, id: NodeId) {
-    let name = EntryName::new(name.as_bytes()).unwrap();
-    tree.directory_mut(directory).unwrap().entries.insert(name, id);
-}
-
-fn file(extents: &[(u64, u64, u64)]) -> NodeKind {
-    let extents = extents.iter().map(|(file_off, len, plain_off)| Extent {
-        file_off: *file_off,
-        len: *len,
-        source: ExtentSource::Plain {
-            device: 1,
-            plain_off: *plain_off,
-        },
-    });
-    NodeKind::Regular(FileContent {
-        size: 1 << 20,
-        extents: extents.collect(),
-    })
-}
 
 /// Two files in a layer of 16 chunks, one of them in two pieces and with two names.
 fn tree() -> Tree {
     let mut tree = Tree::new();
-    let lib = add(
-        &mut tree,
-        NodeId::ROOT,
-        "lib",
-        NodeKind::Directory(Directory::default()),
-    );
-    add(&mut tree, lib, "a", file(&[(0, 20_480, 512)]));
-    let twice = add(
-        &mut tree,
-        lib,
-        "b",
-        file(&[(0, 4096, 40_960), (65_536, 8192, 21_504)]),
-    );
+    let lib = put(&mut tree, NodeId::ROOT, "lib", directory());
+    put(&mut tree, lib, "a", file(&[(1, 512..20_992, 0)]));
+    let pieces = [(1, 40_960..45_056, 0), (1, 21_504..29_696, 65_536)];
+    let twice = put(&mut tree, lib, "b", file(&pieces));
     link(&mut tree, NodeId::ROOT, "c", twice);
     tree
 }
@@ -74,7 +35,7 @@ fn plan_of(demands: &[(Range<u64>, u32, u8)]) -> Vec<(usize, String, Range<u64>)
     let plan = PagePlan::new(&known, &[(layer.diff_id, &layer.index.chunks)], &tree());
     let parts = plan.chunks.iter().flat_map(|(planned, parts)| {
         parts.iter().map(|part| {
-            let path = plan.paths[part.path].display().to_string();
+            let path = plan.files.path(part.file).display().to_string();
             (planned.chunk, path, part.range.clone())
         })
     });

@@ -1,7 +1,6 @@
 //! `sluice profile`: the start-up profiles of this host, and their way to and from others.
 
 mod exchange;
-mod files;
 mod record;
 mod show;
 mod stored;

@@ -1,19 +1,24 @@
 //! `sluice profile show`.
 
+use std::os::unix::ffi::OsStrExt as _;
+
 use serde::Serialize;
+use sluice_format::name::Printable;
 use sluice_format::profile::Demand;
 use sluice_format::{ChunkTable, DiffId, Limits, Profile};
 use sluice_storage::Cache;
 use sluice_storage::profile::{PlannedChunk, plan};
 use sluice_storage::{ImageName, LazyImage};
 
-use super::files::{FilesByPlace, shortened};
 use super::{load, store};
 use crate::args::profile::{ProfileName, ProfileOfArgs, ProfileStoreArgs};
+use crate::files_by_place::FilesByPlace;
 use crate::{output, wiring};
 
 /// Hex digits that tell layers apart for people.
 const SHORT_DIGITS: usize = 12;
+/// Files named per range for people.
+const NAMED_MAX: usize = 3;
 
 /// A profile, and what only the image tells about it.
 #[derive(Debug, Serialize)]
@@ -80,7 +85,10 @@ fn load_image(name: &ImageName, args: &ProfileStoreArgs) -> anyhow::Result<LazyI
 
 fn describe(profile: &Profile, image: Option<&LazyImage>) -> anyhow::Result<Shown> {
     let files = match image {
-        Some(image) => Some(FilesByPlace::new(&image.merged_tree(&Limits::default())?)),
+        Some(image) => {
+            let tree = image.merged_tree(&Limits::default())?;
+            Some(FilesByPlace::new(&tree, |_, _| true))
+        }
         None => None,
     };
     let mut demands = Vec::new();
@@ -114,8 +122,14 @@ fn named(files: Option<&FilesByPlace>, place: Option<usize>, demand: &Demand) ->
     let (Some(files), Some(Ok(device))) = (files, place.map(|place| u16::try_from(place + 1))) else {
         return Vec::new();
     };
-    let paths = files.within(device, &demand.plain_range());
-    paths.into_iter().map(str::to_owned).collect()
+    let range = demand.plain_range();
+    let mut found: Vec<usize> = files.within(device, &range).map(|part| part.file).collect();
+    found.dedup();
+    let name = |file: &usize| {
+        let path = files.path(*file).as_os_str();
+        format!("/{}", Printable(path.as_bytes()))
+    };
+    found.iter().map(name).collect()
 }
 
 fn weigh(profile: &Profile, image: &LazyImage) -> ShownImage {
@@ -153,18 +167,26 @@ fn print(shown: &Shown, profile: &Profile) -> anyhow::Result<()> {
         let layer = demand
             .layer
             .map_or_else(|| short(&demand.diff_id), |place| place.to_string());
-        let paths: Vec<&str> = demand.files.iter().map(String::as_str).collect();
         let row = format!(
             "{:>8}  {layer:<12}  {:>5}  {:>24}  {:>9}  {}",
             demand.first_ms,
             demand.seen,
             format!("{}+{}", demand.plain_off, demand.plain_len),
             output::bytes(demand.plain_len),
-            shortened(&paths)
+            shortened(&demand.files)
         );
         output::line(row.trim_end())?;
     }
     Ok(())
+}
+
+/// A few names for people.
+fn shortened(paths: &[String]) -> String {
+    let mut text = paths[..paths.len().min(NAMED_MAX)].join(" ");
+    if paths.len() > NAMED_MAX {
+        text.push_str(&format!(" and {} more", paths.len() - NAMED_MAX));
+    }
+    text
 }
 
 /// "3 starts, 412 ranges, 101.3 MB plain".
