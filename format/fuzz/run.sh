@@ -9,11 +9,18 @@ export RUSTFLAGS="-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4
 -Cllvm-args=-sanitizer-coverage-pc-table -Cllvm-args=-sanitizer-coverage-trace-compares -Clink-dead-code --cfg fuzzing"
 export CARGO_TARGET_DIR=$PWD/target
 cargo build --release --target "$target"
-for source in fuzz_targets/*.rs; do
-    name=$(basename "$source" .rs)
-    mkdir -p "target/corpus/$name" artifacts/"$name"
+# One target a core: each has one thread.
+fuzz() {
+    local name=$1
+    mkdir -p "target/corpus/$name" "artifacts/$name"
     echo "fuzzing $name for $seconds s"
     "target/$target/release/$name" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048 -print_final_stats=0 -verbosity=0 \
-        -artifact_prefix="artifacts/$name/" "target/corpus/$name" "corpus/$name"
-done
+        -artifact_prefix="artifacts/$name/" "target/corpus/$name" "corpus/$name" || {
+        echo "$name failed" >&2
+        return 1
+    }
+}
+export -f fuzz
+export seconds target
+basename -s .rs fuzz_targets/*.rs | xargs -P "$(nproc)" -I{} bash -c 'fuzz {}'
 echo "no target failed"
