@@ -16,6 +16,7 @@ mod unindexed;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -28,6 +29,7 @@ use sluice_format::{
 };
 
 use self::unindexed::{Found, Without, complete};
+use crate::blob::read_in_parts;
 use crate::cache::Cache;
 use crate::documents::{ImageConfig, ImageIndex, ImageManifest};
 use crate::foreign;
@@ -37,6 +39,13 @@ use crate::{Blob, Descriptor, Error, ErrorKind, Manifest, ManifestName, Platform
 
 /// Layer indexes fetched at the same time: more than nearly every image has layers, fewer than a registry's patience.
 const INDEXES_AT_ONCE: usize = 64;
+
+/// Indexes come in parts of at least so many bytes: as many as a new connection brings in two round trips, of 10 and of 20 packets.
+const INDEX_PART_MIN: u64 = 40 << 10;
+/// About how many parts the indexes of an image come in. More connections would begin at once than a link has room for.
+const INDEX_PARTS: u64 = 8;
+/// A repository that took so long to name the manifest is far away, and its round trips cost more than more requests do.
+const FAR_AWAY: Duration = Duration::from_millis(20);
 
 /// An image whose layers can be read by ranges.
 #[derive(Debug)]
@@ -119,6 +128,7 @@ pub struct ResolvedImage {
     shown: String,
     /// What it was called, unless by digest.
     tag: Option<String>,
+    is_far_away: bool,
 }
 
 impl ResolvedImage {
@@ -164,13 +174,16 @@ pub async fn resolve_image(
     platform: &Platform,
     limits: &Limits,
 ) -> Result<ResolvedImage, Error> {
+    let began = Instant::now();
     let manifest = fetch_platform_manifest(repository, name, platform, limits).await?;
+    let is_far_away = began.elapsed() >= FAR_AWAY;
     let document = ImageManifest::parse(&manifest.bytes, limits)?;
     Ok(ResolvedImage {
         manifest,
         document,
         shown: format!("{} ({name})", repository.location()),
         tag: name.tag().map(str::to_owned),
+        is_far_away,
     })
 }
 
@@ -270,12 +283,13 @@ async fn load_resolved(
     limits: &Limits,
     unindexed: Without<'_>,
 ) -> Result<LazyImage, Error> {
-    let (document, image) = (&resolved.document, &resolved.shown);
+    let document = &resolved.document;
     let config = repository.fetch_blob(&document.config, limits.manifest_len);
-    let indexes = load_indexes(repository, &document.layers, image, limits, unindexed);
+    let indexes = load_indexes(repository, resolved, limits, unindexed);
     let (config, loaded) = futures_util::future::try_join(config, indexes).await?;
 
     let diff_ids = ImageConfig::parse(&config, limits)?.diff_ids;
+    let image = &resolved.shown;
     check_count(image, &diff_ids, &loaded)?;
     let (loaded, streamed_bytes) =
         complete(loaded, &diff_ids, (repository, resolved), limits, unindexed).await?;
@@ -324,30 +338,44 @@ pub async fn fetch_platform_manifest(
 /// The layers with their indexes, and how many stored bytes each index took.
 async fn load_indexes(
     repository: &dyn Repository,
-    layers: &[Descriptor],
-    image: &str,
+    resolved: &ResolvedImage,
     limits: &Limits,
     unindexed: Without<'_>,
 ) -> Result<Vec<Found>, Error> {
+    let (layers, image) = (&resolved.document.layers, &resolved.shown);
+    let part_len = if resolved.is_far_away {
+        part_len(layers)
+    } else {
+        u64::MAX
+    };
     // Boxed here and now: a stream over the closure is not `Send` for every lifetime, as a task of its own needs it.
     let mut loads: Vec<BoxFuture<'_, Result<Found, Error>>> = Vec::with_capacity(layers.len());
     for (at, descriptor) in layers.iter().enumerate() {
         let blob = repository.open_blob(descriptor);
-        loads.push(load_layer(blob, descriptor, at + 1, image, limits, unindexed).boxed());
+        let what = format!("index of layer {} ({}) of {image}", at + 1, descriptor.digest);
+        loads.push(load_layer(blob, descriptor, part_len, what, limits, unindexed).boxed());
     }
     stream::iter(loads).buffered(INDEXES_AT_ONCE).try_collect().await
+}
+
+/// How long the parts are in which the indexes of these layers are asked for.
+fn part_len(layers: &[Descriptor]) -> u64 {
+    let located = |layer: &Descriptor| layer.annotations.get(INDEX_ANNOTATION)?.parse().ok();
+    let locations = layers.iter().filter_map(located);
+    let lens = locations.map(|location: IndexLocation| location.stored_len);
+    let all = lens.fold(0u64, u64::saturating_add);
+    INDEX_PART_MIN.max(all / INDEX_PARTS)
 }
 
 async fn load_layer(
     blob: Arc<dyn Blob>,
     descriptor: &Descriptor,
-    number: usize,
-    image: &str,
+    part_len: u64,
+    what: String,
     limits: &Limits,
     unindexed: Without<'_>,
 ) -> Result<Found, Error> {
     let cache = unindexed.cache;
-    let what = format!("index of layer {number} ({}) of {image}", descriptor.digest);
     let Some(location) = locate_index(&blob, descriptor, cache).await? else {
         return Ok(Found::NoIndex(descriptor.clone(), blob));
     };
@@ -362,6 +390,7 @@ async fn load_layer(
     let from = IndexSource {
         blob: &blob,
         stored,
+        part_len,
         location: &location,
         what: &what,
     };
@@ -389,6 +418,7 @@ async fn load_layer(
 struct IndexSource<'a> {
     blob: &'a Arc<dyn Blob>,
     stored: Range<u64>,
+    part_len: u64,
     location: &'a IndexLocation,
     what: &'a str,
 }
@@ -404,7 +434,7 @@ impl IndexSource<'_> {
         let keep = cache.cloned().filter(|_| kept.is_none());
         let bytes = match kept {
             Some(bytes) => bytes,
-            None => self.blob.read_range(self.stored.clone()).await?,
+            None => read_in_parts(self.blob.as_ref(), self.stored.clone(), self.part_len).await?,
         };
         let (stored_len, digest) = (self.blob.stored_len(), self.blob.digest());
         let (what, location, limits) = (self.what.to_owned(), *self.location, limits.clone());

@@ -5,6 +5,7 @@
 //! come back later), the tag means what it meant the last time, with a warning; "not found" and "denied" are answers, and stay errors.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -27,6 +28,7 @@ pub fn remembering(repository: &Arc<dyn Repository>, cache: &Arc<Cache>) -> Arc<
 pub(crate) struct Remembering {
     inner: Arc<dyn Repository>,
     cache: Arc<Cache>,
+    has_connected: AtomicBool,
 }
 
 impl Remembering {
@@ -34,6 +36,14 @@ impl Remembering {
         Self {
             inner: inner.clone(),
             cache: cache.clone(),
+            has_connected: AtomicBool::new(false),
+        }
+    }
+
+    /// What this host does not know yet has more documents that it does not know.
+    fn connect(&self) {
+        if !self.has_connected.swap(true, Ordering::Relaxed) {
+            self.inner.connect();
         }
     }
 
@@ -41,6 +51,7 @@ impl Remembering {
         if let Some(manifest) = self.kept_manifest(digest).await {
             return Ok(manifest);
         }
+        self.connect();
         let manifest = self.inner.fetch_manifest(&ManifestName::Digest(digest)).await?;
         keep(&self.cache, manifest.digest, manifest.bytes.clone(), None).await;
         Ok(manifest)
@@ -48,6 +59,9 @@ impl Remembering {
 
     async fn fetch_by_tag(&self, name: &ManifestName) -> Result<Manifest, Error> {
         let full_name = full_name(self.inner.as_ref(), name);
+        if self.remembered(&full_name).await.is_none() {
+            self.connect();
+        }
         match self.inner.fetch_manifest(name).await {
             Ok(manifest) => {
                 let (digest, bytes) = (manifest.digest, manifest.bytes.clone());

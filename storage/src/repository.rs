@@ -100,6 +100,9 @@ pub trait Repository: Debug + Send + Sync {
         format!("{self:?}")
     }
 
+    /// Opens connections beside whatever is asked for first, so that what is asked for next need not wait for them. Returns at once, and never fails.
+    fn connect(&self) {}
+
     /// The manifest or image index called `name`, its bytes checked against the digest.
     ///
     /// # Errors

@@ -1,7 +1,8 @@
 //! What a host can start when its registry is gone: whatever it has, and nothing that the registry would have refused.
 
-use std::sync::Arc;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use sluice_format::artifact::{INDEX_ANNOTATION, OCI_CONFIG, OCI_INDEX, OCI_LAYER
 use sluice_format::layer_index::frame_index;
 use sluice_format::{BlobDigest, Digest, Limits};
 use sluice_storage::cache::{Goal, Pin};
-use sluice_storage::testing::{MemoryRepository, SampleLayer};
+use sluice_storage::testing::{FaultyBlob, MemoryRepository, SampleLayer};
 use sluice_storage::{
     Blob, Cache, CacheOptions, Counters, Descriptor, Error, ErrorKind, Fetcher, LazyImage, Manifest,
     ManifestName, PlainLayer, Repository, WritableRepository, load_lazy_image_cached,
@@ -23,6 +24,10 @@ struct Moody {
     inner: MemoryRepository,
     away: Option<ErrorKind>,
     asked: AtomicUsize,
+    connected: AtomicUsize,
+    /// How long it thinks about a manifest.
+    distance: Duration,
+    opened: Mutex<Vec<Arc<FaultyBlob>>>,
 }
 
 impl Moody {
@@ -40,12 +45,19 @@ impl Repository for Moody {
     fn fetch_manifest<'a>(&'a self, name: &'a ManifestName) -> BoxFuture<'a, Result<Manifest, Error>> {
         Box::pin(async move {
             self.ask()?;
+            tokio::time::sleep(self.distance).await;
             self.inner.fetch_manifest(name).await
         })
     }
 
+    fn connect(&self) {
+        self.connected.fetch_add(1, Ordering::Relaxed);
+    }
+
     fn open_blob(&self, descriptor: &Descriptor) -> Arc<dyn Blob> {
-        self.inner.open_blob(descriptor)
+        let blob = FaultyBlob::new(self.inner.open_blob(descriptor));
+        self.opened.lock().expect("no panic").push(blob.clone());
+        blob
     }
 
     fn fetch_blob<'a>(&'a self, blob: &'a Descriptor, max_len: u64) -> BoxFuture<'a, Result<Bytes, Error>> {
@@ -105,6 +117,9 @@ async fn moody(sample: &SampleLayer, annotated: bool, away: Option<ErrorKind>) -
         inner,
         away,
         asked: AtomicUsize::new(0),
+        connected: AtomicUsize::new(0),
+        distance: Duration::ZERO,
+        opened: Mutex::default(),
     })
 }
 
@@ -114,6 +129,9 @@ fn gone(kind: ErrorKind) -> Arc<Moody> {
         inner: MemoryRepository::new(),
         away: Some(kind),
         asked: AtomicUsize::new(0),
+        connected: AtomicUsize::new(0),
+        distance: Duration::ZERO,
+        opened: Mutex::default(),
     })
 }
 
@@ -275,5 +293,53 @@ async fn documents_are_evicted_and_those_of_pinned_images_are_not() {
     assert!(
         inventory.images.is_empty() && inventory.layers.is_empty(),
         "{inventory:?}"
+    );
+}
+
+#[tokio::test]
+async fn connections_are_opened_ahead_for_what_this_host_has_never_seen() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (cache, sample) = (open(&dir), SampleLayer::new(4, 5000, 0));
+    let repository = moody(&sample, true, None).await;
+    let image = load(&repository, &tag(), &cache).await.expect("loaded");
+    assert_eq!(repository.connected.load(Ordering::Relaxed), 1);
+    load(&repository, &tag(), &cache).await.expect("loaded again");
+    let pinned = ManifestName::Digest(image.manifest_digest);
+    load(&repository, &pinned, &cache)
+        .await
+        .expect("loaded by digest");
+    assert_eq!(repository.connected.load(Ordering::Relaxed), 1);
+}
+
+/// The ranges in which an index came from a repository that takes so long to answer.
+async fn parts_from(distance: Duration) -> Vec<Range<u64>> {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (cache, sample) = (open(&dir), SampleLayer::new(4000, 512, 0));
+    let mut repository = moody(&sample, true, None).await;
+    Arc::get_mut(&mut repository)
+        .expect("nobody else has it")
+        .distance = distance;
+    let image = load(&repository, &tag(), &cache).await.expect("loaded");
+    assert!(image.index_bytes > 100 << 10, "an index of {}", image.index_bytes);
+    read_all(&image, &cache, &sample).await;
+    let opened = repository.opened.lock().expect("no panic");
+    let start = sample.stored.len() as u64;
+    let asked = opened.iter().flat_map(|blob| blob.requests());
+    asked.filter(|range| range.start >= start).collect()
+}
+
+#[tokio::test]
+async fn indexes_come_in_parts_from_far_away_and_else_at_once() {
+    assert_eq!(parts_from(Duration::ZERO).await.len(), 1);
+    let mut parts = parts_from(Duration::from_millis(30)).await;
+    parts.sort_by_key(|part| part.start);
+    assert!((3..=9).contains(&parts.len()), "{parts:?}");
+    assert!(
+        parts.windows(2).all(|pair| pair[0].end == pair[1].start),
+        "{parts:?}"
+    );
+    assert!(
+        parts.iter().all(|part| part.end - part.start <= 40 << 10),
+        "{parts:?}"
     );
 }

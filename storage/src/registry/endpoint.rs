@@ -49,6 +49,16 @@ impl Endpoint {
         }
     }
 
+    /// The root of the API, at which nothing happens.
+    pub(super) fn root(&self) -> Url {
+        let mut url = self.host.base.clone();
+        // An https or http URL always has path segments.
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().push("");
+        }
+        url
+    }
+
     pub(super) fn manifest(&self, name: &ManifestName) -> Url {
         self.url(&["manifests", &name.to_string()])
     }

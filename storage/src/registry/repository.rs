@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -29,6 +30,11 @@ use crate::{
     Blob, BlobWriter, Descriptor, Error, ErrorKind, Manifest, ManifestName, Repository, WritableRepository,
     documents,
 };
+
+/// Connections opened ahead: for the config and the parts of indexes of a usual image.
+const CONNECTIONS: usize = 5;
+/// How long one may take.
+const CONNECTING: Duration = Duration::from_secs(5);
 
 /// A repository of a registry, for reading and writing.
 #[derive(Clone)]
@@ -103,6 +109,20 @@ impl RegistryRepository {
             .exchange
             .send(&host.transport, request, url, &scope)
             .await
+    }
+
+    /// Opens a connection to the host that is asked first.
+    async fn try_connect(&self) {
+        let Some(endpoint) = self.endpoints.first() else {
+            return;
+        };
+        let request = Request::new(Method::HEAD, "a connection").head_timeout(CONNECTING);
+        // Whatever the answer is, the connection is there; and whoever needs it meets the same error.
+        let _ = endpoint
+            .host
+            .transport
+            .send(&request, &endpoint.root(), None)
+            .await;
     }
 
     async fn try_fetch_manifest(
@@ -210,6 +230,13 @@ impl RegistryRepository {
 }
 
 impl Repository for RegistryRepository {
+    fn connect(&self) {
+        for _ in 0..CONNECTIONS {
+            let repository = self.clone();
+            tokio::spawn(async move { repository.try_connect().await });
+        }
+    }
+
     fn location(&self) -> String {
         self.endpoint.to_string()
     }
