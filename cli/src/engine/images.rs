@@ -64,7 +64,14 @@ pub(super) struct Loaded {
     /// Its starts are not read ahead of.
     pub(super) learns: bool,
     /// Its tree, written while it was pulled and not mounted yet.
-    written_tree: Mutex<Option<PathBuf>>,
+    written_tree: Mutex<Option<WrittenTree>>,
+}
+
+/// The tree of an image, merged and written.
+#[derive(Debug)]
+pub(super) struct WrittenTree {
+    pub(super) file: PathBuf,
+    pub(super) tree: Arc<Tree>,
 }
 
 impl Loaded {
@@ -75,7 +82,8 @@ impl Loaded {
             let mut written = self.written_tree();
             let tree = Arc::new(merged_tree(&self.image.layers)?);
             drop(merged.send(tree.clone()));
-            *written = Some(write_tree(&tree, &self.image.layers, &cache)?);
+            let file = write_tree(&tree, &self.image.layers, &cache)?;
+            *written = Some(WrittenTree { file, tree });
             anyhow::Ok(())
         };
         drop(spawn_blocking(move || {
@@ -86,14 +94,14 @@ impl Loaded {
     }
 
     /// The tree of these layers that was written ahead, if nothing has mounted it yet. Blocks while it is written.
-    pub(super) fn take_tree(&self, layers: &[LazyLayer]) -> Option<PathBuf> {
+    pub(super) fn take_tree(&self, layers: &[LazyLayer]) -> Option<WrittenTree> {
         let own = self.image.layers.iter().map(|layer| layer.index_digest);
         let is_own = own.eq(layers.iter().map(|layer| layer.index_digest));
         let written = is_own.then(|| self.written_tree().take()).flatten();
-        written.filter(|file| file.is_file())
+        written.filter(|written| written.file.is_file())
     }
 
-    fn written_tree(&self) -> MutexGuard<'_, Option<PathBuf>> {
+    fn written_tree(&self) -> MutexGuard<'_, Option<WrittenTree>> {
         self.written_tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -205,15 +205,18 @@ impl Engine {
         let (cache, layers) = (self.cache.clone(), self.layers.clone());
         let (runtime, tree_request, place) = (self.runtime.clone(), tree.clone(), target.to_owned());
         let mounted = spawn_blocking(move || {
+            let written = image.and_then(|image| image.take_tree(&stack));
+            let (tree_file, merged) = written.map(|written| (written.file, written.tree)).unzip();
             let request = TreeMount {
                 tree: &tree_request,
                 stack: &stack,
-                tree_file: image.and_then(|image| image.take_tree(&stack)),
+                tree_file,
                 target: &place,
             };
-            MountedTree::mount(request, &cache, &layers, &runtime)
+            let mounted = MountedTree::mount(request, &cache, &layers, &runtime)?;
+            anyhow::Ok((mounted, merged))
         });
-        let mounted = mounted.await??;
+        let (mounted, merged) = mounted.await??;
         tracing::info!(
             tree = tree.name(),
             layers = tree.layers.len(),
@@ -224,7 +227,7 @@ impl Engine {
             starts.mounted(top, mounted.mount_time);
         }
         if let (Some(starts), Some(image)) = (&self.starts, shown.filter(|_| mounted.is_by_kernel())) {
-            let pages = starts.clone().read_pages_ahead(image, target.to_owned());
+            let pages = starts.clone().read_pages_ahead(image, merged, target.to_owned());
             mounted.accompany(pages, &self.runtime);
         }
         if let Some(fill) = self.fill {

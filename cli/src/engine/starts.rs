@@ -149,8 +149,14 @@ impl Starts {
         }
     }
 
-    /// Has in the page cache what earlier starts read of an image, whose tree is mounted on `target`, before the next one asks for it.
-    pub(super) async fn read_pages_ahead(self: Arc<Self>, image: Arc<Loaded>, target: PathBuf) {
+    /// Has in the page cache what earlier starts read of an image, whose tree is mounted on `target`, before the next one asks for it. `merged` is that tree,
+    /// if somebody has it.
+    pub(super) async fn read_pages_ahead(
+        self: Arc<Self>,
+        image: Arc<Loaded>,
+        merged: Option<Arc<Tree>>,
+        target: PathBuf,
+    ) {
         if image.learns {
             return;
         }
@@ -159,7 +165,8 @@ impl Starts {
             return;
         };
         let plan = move || {
-            let tree = merged_tree(&image.image.layers)?;
+            let merge = || merged_tree(&image.image.layers).map(Arc::new);
+            let tree = merged.map_or_else(merge, Ok)?;
             anyhow::Ok(PagePlan::new(&known, &chunk_tables(&image.image), &tree))
         };
         if let Ok(Ok(plan)) = spawn_blocking(plan).await {
