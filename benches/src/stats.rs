@@ -26,6 +26,7 @@ struct Wait {
 
 #[derive(Clone, Debug, Deserialize)]
 struct Touch {
+    at_ms: f64,
     stored_len: u64,
 }
 
@@ -56,6 +57,21 @@ impl Stats {
     }
 }
 
+impl Stats {
+    /// Least seconds of a start that runs for `run` seconds with everything in memory, makes these demands on its way, and goes on after each when all bytes
+    /// demanded so far have come over a link of `rate` bytes per second. The mount took `took` seconds from the first demand to the end.
+    pub fn seconds_in_order(&self, took: f64, run: f64, rate: f64) -> f64 {
+        let first = self.touches.first().map_or(0.0, |touch| touch.at_ms);
+        let mut bytes = 0.0;
+        let ends = self.touches.iter().map(|touch| {
+            bytes += touch.stored_len as f64;
+            let passed = ((touch.at_ms - first) / 1e3 / took).clamp(0.0, 1.0);
+            bytes / rate + run * (1.0 - passed)
+        });
+        ends.fold(run, f64::max)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Stats;
@@ -68,11 +84,16 @@ mod tests {
             &file,
             r#"{"requests": 2, "stored_bytes": 30, "plain_bytes": 90, "left_out": 0,
                 "waits": [{"wait_ms": 500.0, "layer": 0}, {"wait_ms": 250.0, "layer": 1}],
-                "touches": [{"stored_len": 10, "chunk": 1}, {"stored_len": 15, "chunk": 2}]}"#,
+                "touches": [{"at_ms": 100.0, "stored_len": 10}, {"at_ms": 1100.0, "stored_len": 15}]}"#,
         )?;
         let stats = Stats::read(&file)?;
         assert_eq!((stats.waits(), stats.working_set()), (2, 25));
         assert!((stats.wait_seconds() - 0.75).abs() < 1e-9);
+        let near = |found: f64, expected: f64| (found - expected).abs() < 1e-9;
+        // Ten bytes take a second, and everything is to be run then; the rest comes while it runs.
+        assert!(near(stats.seconds_in_order(2.0, 4.0, 10.0), 5.0));
+        // The last bytes take 25 seconds, and half of the run is left then.
+        assert!(near(stats.seconds_in_order(2.0, 4.0, 1.0), 27.0));
         Ok(())
     }
 }

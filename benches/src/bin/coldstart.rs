@@ -7,13 +7,15 @@
 //! - `profile`: with an empty cache again, but with the profile that `first` left;
 //! - `warm`: with that cache, the page cache dropped;
 //! - `hot`: once more in the same mount;
+//! - `memory`: in a new mount without a profile, with everything in memory;
 //! - `overlayfs`: by a private containerd that pulls and unpacks the original image and runs it with runc.
 //!
-//! Page cache is dropped before each start except `hot`; the programs of the host itself stay in it.
+//! Page cache is dropped before each start except `hot` and `memory`; the programs of the host itself stay in it.
 //!
 //! A start lasts from before the mount (or the pull) until the entry point prints a line with the text that `--ready` gives, or ends. The
 //! bound is what no way of fetching can beat: the stored bytes of the chunks that `first` touched at the rate of the link, or the hot run,
-//! whichever takes longer, and three round trips. "In turn" is the sum of both.
+//! whichever takes longer, and three round trips. "In order" is what a perfect order of fetching takes: the program demands in an order, which `memory` shows, and
+//! runs as quickly as `hot` between two demands.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -45,8 +47,8 @@ struct Ideals {
     transfer: f64,
     /// Running while that comes.
     bound: f64,
-    /// Running when it has come, with every page in memory.
-    in_turn: f64,
+    /// Running as far as what is demanded has come, with every page in memory.
+    in_order: f64,
 }
 
 /// What a cache keeps between `first` and `profile`.
@@ -88,11 +90,19 @@ enum Case {
     Profile,
     Warm,
     Hot,
+    Memory,
     Overlayfs,
 }
 
 impl Case {
-    const ALL: [Self; 5] = [Self::First, Self::Profile, Self::Warm, Self::Hot, Self::Overlayfs];
+    const ALL: [Self; 6] = [
+        Self::First,
+        Self::Profile,
+        Self::Warm,
+        Self::Hot,
+        Self::Memory,
+        Self::Overlayfs,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -100,6 +110,7 @@ impl Case {
             Self::Profile => "profile",
             Self::Warm => "warm",
             Self::Hot => "hot",
+            Self::Memory => "memory",
             Self::Overlayfs => "overlayfs",
         }
     }
@@ -169,7 +180,8 @@ impl Bench {
         self.start_from_mount(Case::First)?;
         self.empty_cache(Some(PROFILES))?;
         self.start_from_mount(Case::Profile)?;
-        self.start_from_mount(Case::Warm)
+        self.start_from_mount(Case::Warm)?;
+        self.start_from_mount(Case::Memory)
     }
 
     fn cache(&self) -> PathBuf {
@@ -197,10 +209,12 @@ impl Bench {
     /// Starts the image, and once more in the same mount when it was warm.
     fn start_from_mount(&mut self, case: Case) -> anyhow::Result<()> {
         let stats_file = self.scratch.join("stats");
-        drop_caches_but(&[&sluice()?, Path::new("unshare")])?;
+        if case != Case::Memory {
+            drop_caches_but(&[&sluice()?, Path::new("unshare")])?;
+        }
         let meter = self.args.link.meter()?;
         let began = Instant::now();
-        let mounted = self.mount(&stats_file)?;
+        let mounted = self.mount(case, &stats_file)?;
         let (prepared, run) = self.run_container(&mounted, began)?;
         let device = meter.received()?;
         let mut hot = None;
@@ -228,7 +242,7 @@ impl Bench {
         hot.map_or(Ok(()), |hot| self.note(hot))
     }
 
-    fn mount(&self, stats_file: &Path) -> anyhow::Result<Mounted> {
+    fn mount(&self, case: Case, stats_file: &Path) -> anyhow::Result<Mounted> {
         let (cache, run_dir) = (self.cache(), self.scratch.join("run"));
         let mut options: Vec<&OsStr> = vec![
             "--cache".as_ref(),
@@ -240,6 +254,9 @@ impl Bench {
         ];
         if self.args.link.plain_http() {
             options.push("--plain-http".as_ref());
+        }
+        if case == Case::Memory {
+            options.push("--no-profile".as_ref());
         }
         Mounted::with_options(&self.args.image, &self.scratch.join("mnt"), options)
     }
@@ -299,7 +316,7 @@ impl Bench {
             "run s",
             "total s",
             "/ bound",
-            "/ in turn",
+            "/ in order",
             "/ peer",
             "stored MB",
             "/ set",
@@ -325,8 +342,17 @@ impl Bench {
         Some(Ideals {
             transfer,
             bound: transfer.max(hot) + waits,
-            in_turn: transfer + hot + waits,
+            in_order: self.in_order(hot)? + waits,
         })
+    }
+
+    fn in_order(&self, hot: f64) -> Option<f64> {
+        let rate = self.args.link.rate()?;
+        let seconds = self.values(Case::Memory, |start| {
+            let stats = start.stats.as_ref()?;
+            Some(stats.seconds_in_order(start.run, hot, rate))
+        });
+        Some(median(&seconds))
     }
 
     fn describe_ideals(&self, working_set: f64, hot: f64, ideals: Option<Ideals>) -> String {
@@ -334,7 +360,7 @@ impl Bench {
         let Some(Ideals {
             transfer,
             bound,
-            in_turn,
+            in_order,
         }) = ideals
         else {
             return format!(
@@ -343,7 +369,7 @@ impl Bench {
         };
         format!(
             "bound {bound:.2} s: the larger of {set} MB compressed working set at the rate of the link ({transfer:.2} s) and the hot run \
-             ({hot:.2} s), and {ROUND_TRIPS} round trips; {in_turn:.2} s for one after the other"
+             ({hot:.2} s), and {ROUND_TRIPS} round trips; {in_order:.2} s with the bytes in the order of the demands"
         )
     }
 
@@ -369,7 +395,7 @@ impl Bench {
             spread(&self.values(case, |start| Some(start.run))),
             spread(&total),
             ratio(median(&total), ideals.map(|ideals| ideals.bound)),
-            ratio(median(&total), ideals.map(|ideals| ideals.in_turn)),
+            ratio(median(&total), ideals.map(|ideals| ideals.in_order)),
             ratio(median(&total), peer),
             stored,
             stored_ratio,
