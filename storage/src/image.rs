@@ -16,7 +16,7 @@ mod unindexed;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -27,6 +27,7 @@ use sluice_format::merge::merge;
 use sluice_format::{
     BlobDigest, ChainId, DiffId, Digest, FormatError, IndexLocation, LayerIndex, Limits, Tree,
 };
+use tokio::time::Instant;
 
 use self::unindexed::{Found, Without, complete};
 use crate::blob::read_in_parts;
