@@ -20,6 +20,8 @@ pub(crate) struct FilesByPlace {
 #[derive(Debug)]
 struct FileExtent {
     plain: Range<u64>,
+    /// Where this extent and all before it have ended: files may share bytes, and then a later extent may end earlier.
+    reach: u64,
     file_off: u64,
     file: usize,
 }
@@ -59,6 +61,11 @@ impl FilesByPlace {
         }
         for extents in files.extents.values_mut() {
             extents.sort_unstable_by_key(|extent| (extent.plain.start, extent.plain.end));
+            let mut reach = 0;
+            for extent in extents {
+                reach = extent.plain.end.max(reach);
+                extent.reach = reach;
+            }
         }
         files
     }
@@ -75,6 +82,7 @@ impl FilesByPlace {
             if is_wanted(device, &plain) {
                 found = true;
                 self.extents.entry(device).or_default().push(FileExtent {
+                    reach: plain.end,
                     plain,
                     file_off: extent.file_off,
                     file,
@@ -92,11 +100,12 @@ impl FilesByPlace {
     /// Parts of files in `plain` of the layer behind `device`, in the order in which they lie there.
     pub(crate) fn within(&self, device: u16, plain: &Range<u64>) -> impl Iterator<Item = FilePart> {
         let extents = self.extents.get(&device).map_or(&[][..], Vec::as_slice);
-        let first = extents.partition_point(|extent| extent.plain.end <= plain.start);
-        let end = plain.end;
+        let first = extents.partition_point(|extent| extent.reach <= plain.start);
+        let (start, end) = (plain.start, plain.end);
         extents[first..]
             .iter()
             .take_while(move |extent| extent.plain.start < end)
+            .filter(move |extent| extent.plain.end > start)
             .map(|extent| extent.part(plain))
     }
 }
@@ -150,5 +159,22 @@ mod tests {
         assert_eq!(found(1, 1000..1024), []);
         assert_eq!(found(2, 4999..5000), [("top".into(), 4999..5000)]);
         assert_eq!(found(3, 0..5000), []);
+    }
+
+    #[test]
+    fn files_that_share_bytes_are_found_where_they_lie() {
+        let mut tree = Tree::new();
+        put(&mut tree, NodeId::ROOT, "long", file(&[(1, 0..1000, 0)]));
+        put(&mut tree, NodeId::ROOT, "short", file(&[(1, 10..20, 0)]));
+        let files = FilesByPlace::new(&tree, |_, _| true);
+        let parts: Vec<FilePart> = files.within(1, &(500..600)).collect();
+        assert_eq!(
+            parts,
+            [FilePart {
+                file: 0,
+                range: 500..600
+            }]
+        );
+        assert_eq!(files.within(1, &(15..16)).count(), 2);
     }
 }
