@@ -59,7 +59,8 @@ impl Remembering {
 
     async fn fetch_by_tag(&self, name: &ManifestName) -> Result<Manifest, Error> {
         let full_name = full_name(self.inner.as_ref(), name);
-        if self.remembered(&full_name).await.is_none() {
+        let remembered = self.remembered(&full_name).await;
+        if remembered.is_none() {
             self.connect();
         }
         match self.inner.fetch_manifest(name).await {
@@ -69,7 +70,7 @@ impl Remembering {
                 Ok(manifest)
             }
             Err(error) if error.is_temporary() => {
-                let remembered = self.remembered(&full_name).await.ok_or_else(|| error.clone())?;
+                let remembered = remembered.ok_or_else(|| error.clone())?;
                 tracing::warn!(
                     image = full_name,
                     digest = %remembered.digest,
